@@ -63,14 +63,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_has_a_page_with_meaning_and_fix_and_no_page_is_left_over() {
+    fn every_code_has_one_page_with_meaning_and_fix() {
         for (code, _) in CODES {
             let page = page(code).unwrap_or_else(|| panic!("{code} has no page in errors.md"));
             assert!(page.contains("Do:"), "the page of {code} does not say what to do");
             assert!(page.contains("Data:"), "the page of {code} does not say whether data is at risk");
         }
-        for line in PAGES.lines().filter_map(|line| line.strip_prefix("## ")) {
-            assert!(CODES.iter().any(|(code, _)| *code == line), "errors.md explains {line}, which no error carries");
-        }
+        let headings: Vec<&str> = PAGES.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        assert!(
+            headings.is_sorted_by(|before, after| before < after),
+            "errors.md is in the order of the codes: {headings:?}"
+        );
     }
 }

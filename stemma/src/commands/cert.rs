@@ -19,11 +19,8 @@ pub async fn run(context: &Context, command: CertCommand) -> Result<u8, Trouble>
         CertCommand::Rotate { node } => node,
         CertCommand::Status => return status(context).await,
     };
-    let path = match node {
-        Some(node) => format!("/v1/certificates/rotate?node={node}"),
-        None => "/v1/certificates/rotate".to_owned(),
-    };
-    let outcome = client.change(Method::POST, &path, None).await?;
+    let body = json!({ "node": node });
+    let outcome = client.change(Method::POST, "/v1/certificates/rotate", Some(body)).await?;
     context.print_outcome(&outcome);
     Ok(0)
 }

@@ -155,7 +155,7 @@ async fn apply(
 }
 
 async fn history(context: &Context) -> Result<u8, Trouble> {
-    let mut versions: Vec<SettingsChange> = context.client()?.list("/v1/settings/history", "history").await?;
+    let mut versions: Vec<SettingsChange> = context.client()?.list("/v1/settings/history", "versions").await?;
     versions.sort_by_key(|change| change.version);
     if context.is_json() {
         context.print_json("history", &versions);

@@ -8,7 +8,7 @@ use model::state::HistoryEvent;
 
 /// Runs the command.
 pub async fn run(context: &Context, limit: Option<usize>) -> Result<u8, Trouble> {
-    let mut events: Vec<HistoryEvent> = context.client()?.list("/v1/history", "history").await?;
+    let mut events: Vec<HistoryEvent> = context.client()?.list("/v1/history", "events").await?;
     events.sort_by_key(|event| event.seq);
     let skip = limit.map_or(0, |limit| events.len().saturating_sub(limit));
     let shown = &events[skip..];

@@ -64,14 +64,9 @@ fn show(context: &Context, view: &Result<ClusterStatus, Trouble>) {
         Err(error) => trouble::text(error, &context.look),
     };
     if context.look.terminal {
-        out::raw(&redraw(&text));
+        out::raw(&status::redraw(&text));
     } else {
         out::line(&text);
         out::line("");
     }
-}
-
-/// Cursor home, each line cleared to its end, then everything below: no flicker, no rests of the view before.
-pub fn redraw(text: &str) -> String {
-    format!("\x1b[H{}\x1b[K\n\x1b[J", text.replace('\n', "\x1b[K\n"))
 }

@@ -295,6 +295,11 @@ fn one_problem(problem: &Problem, look: &Look) -> Vec<String> {
     lines
 }
 
+/// Cursor home, each line cleared to its end, then everything below: no flicker, no rests of the view before.
+pub fn redraw(text: &str) -> String {
+    format!("\x1b[H{}\x1b[K\n\x1b[J", text.replace('\n', "\x1b[K\n"))
+}
+
 #[cfg(test)]
 #[path = "status_tests.rs"]
 mod tests;
