@@ -21,7 +21,6 @@ const EXIT_CODES: &str = "Exit codes:
     name = "stemma",
     version,
     about,
-    propagate_version = true,
     subcommand_required = true,
     arg_required_else_help = true,
     after_help = EXAMPLES,

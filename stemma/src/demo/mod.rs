@@ -4,6 +4,8 @@
 mod keys;
 mod load;
 mod proof;
+#[cfg(test)]
+mod server_tests;
 
 use crate::cli::{DemoArgs, SandboxDir, SandboxStartArgs};
 use crate::client::Client;

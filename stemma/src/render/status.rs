@@ -108,12 +108,17 @@ fn facts(status: &ClusterStatus) -> Vec<String> {
         format!(" ({} of {} acks)", durability.acks, durability.acks_wanted)
     };
     let strict = if durability.strict { ", strict" } else { "" };
+    // Whose view it is matters where views may differ.
+    let viewpoint = match status.verdict {
+        Verdict::Healthy => String::new(),
+        Verdict::Forming | Verdict::Degraded | Verdict::Down => format!("seen by {}", status.observer),
+    };
     vec![
         status.engine.clone(),
         primary,
         format!("commit {}{acks}{strict}", durability.mode),
         format!("settings v{}", status.settings_version),
-        format!("seen by {}", status.observer),
+        viewpoint,
     ]
 }
 

@@ -40,7 +40,7 @@ impl Cell {
             let length = text.chars().count();
             if shorten && length >= left {
                 let kept: String = text.chars().take(left.saturating_sub(1)).collect();
-                drawn.push_str(&look.paint(*tone, &format!("{kept}…")));
+                drawn.push_str(&look.paint(*tone, &format!("{}…", kept.trim_end())));
                 return drawn;
             }
             left -= length;
