@@ -5,7 +5,7 @@
 pub mod clock;
 mod files;
 pub mod identity;
-//pub mod mesh;
+pub mod mesh;
 pub mod pki;
 pub mod token;
 

@@ -16,6 +16,7 @@ pub use issue::{
     make_ca, make_key_and_csr, server_name, sign,
 };
 pub use refusal::handshake_trouble;
+pub(crate) use refusal::tls_trouble;
 pub use server_files::write_server_files;
 pub(crate) use verify::pinned_client;
 
