@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod consensus_group;
 pub mod decide;
+pub mod history;
 pub mod naming;
 pub mod operation;
 pub mod sync;

@@ -196,11 +196,9 @@ fn plan(view: &SyncView<'_>, flaw: Flaw) -> SyncStep {
         // the promise goes first.
         let voters = match flaw {
             Flaw::DropUnion => list,
-            Flaw::None
-            | Flaw::ServerFirst
-            | Flaw::CountUnconfirmed
-            | Flaw::QuorumWithoutWinner
-            | Flaw::KeepPromise => &(&rule.voters | &server.list) | &list,
+            Flaw::None | Flaw::ServerFirst | Flaw::CountUnconfirmed | Flaw::QuorumWithoutWinner | Flaw::KeepPromise => {
+                &(&rule.voters | &server.list) | &list
+            }
         };
         return SyncStep::WriteRule(rule_with(view, voters, promised.min(acks), flaw));
     }
@@ -276,9 +274,8 @@ pub fn acks_asked(mode: CommitMode, data_nodes: usize, voters: usize) -> u32 {
 fn present(view: &SyncView<'_>) -> BTreeSet<NodeId> {
     let grace = view.settings.voter_grace.0.0;
     let current = &view.rule.voters | &view.server.list;
-    let here = |facts: &&VoterFacts| {
-        facts.streaming || (current.contains(&facts.node) && facts.unreachable_ms <= grace)
-    };
+    let here =
+        |facts: &&VoterFacts| facts.streaming || (current.contains(&facts.node) && facts.unreachable_ms <= grace);
     eligible(view).filter(here).map(|facts| facts.node).collect()
 }
 

@@ -346,13 +346,9 @@ fn no_walk_finds_a_promotion_that_misses_an_acknowledged_commit() {
 
 #[test]
 fn every_way_to_get_it_wrong_is_caught() {
-    for flaw in [
-        Flaw::ServerFirst,
-        Flaw::CountUnconfirmed,
-        Flaw::DropUnion,
-        Flaw::QuorumWithoutWinner,
-        Flaw::KeepPromise,
-    ] {
+    for flaw in
+        [Flaw::ServerFirst, Flaw::CountUnconfirmed, Flaw::DropUnion, Flaw::QuorumWithoutWinner, Flaw::KeepPromise]
+    {
         assert!(search(4_000, flaw, Neglect::Nothing).is_some(), "{flaw:?} was not caught");
     }
     for neglect in [Neglect::KeepsFloors, Neglect::DoesNotReload] {

@@ -58,8 +58,9 @@ fn any_of(text: &str) -> Option<(u32, Vec<String>)> {
         return None;
     }
     // None of our names holds a comma or a quote, so a name that does is a stranger's, however it is cut.
-    let names = body.split(',').map(str::trim).map(|name| {
-        name.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(name).to_owned()
-    });
+    let names = body
+        .split(',')
+        .map(str::trim)
+        .map(|name| name.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(name).to_owned());
     Some((acks, names.collect()))
 }
