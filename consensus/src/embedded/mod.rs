@@ -482,7 +482,7 @@ impl Consensus for Embedded {
     fn watch(&self, key: &str) -> watch::Receiver<Option<Document>> {
         // Known first, subscribed second: a document applied in between is offered by the state machine, and an older
         // one never replaces a newer.
-        let receiver = self.shared.watchers.subscribe(key, None);
+        let receiver = self.shared.watchers.subscribe(key);
         let known = self.shared.state().documents.get(key).cloned();
         if let Some(document) = known {
             self.shared.watchers.publish(key, &document);
