@@ -6,6 +6,7 @@ use consensus::{BoxFuture, Consensus, StoreError, Transport, WriteError};
 use model::names::NodeId;
 use model::units::Millis;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::BufRead;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -428,18 +429,90 @@ async fn a_file_of_another_node_or_in_use_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_speaks_in_the_name_of_another() {
+async fn nonsense_from_the_wire_is_refused_and_harms_nobody() {
     let (_group, nodes) = Group::of(2).await;
-    let term = nodes[0].view().term;
-    // A vote request as node 2 would send it, but coming from node 7; captured from the wire format by asking node 2
-    // to handle it: nonsense is refused as well, and nothing panics.
+    let before = nodes[0].view();
     for payload in [vec![], vec![1; 40], vec![255; 4000]] {
-        let answer = nodes[0].handle(NodeId(7), payload).await;
-        assert!(!answer.is_empty());
+        let answer = nodes[0].handle(NodeId(2), payload).await;
+        assert!(!answer.is_empty(), "an answer says why");
     }
-    assert_eq!(nodes[0].view().term, term);
+    let after = nodes[0].view();
+    assert_eq!((before.term, before.leader, before.applied), (after.term, after.leader, after.applied));
     assert_eq!(nodes[1].write("cluster", 1, b"works".to_vec()).await, Ok(2));
     stop_all(&nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_members_may_be_broken_off_anywhere_and_done_again() {
+    let (group, mut nodes) = Group::of(1).await;
+    for id in 2..=3 {
+        nodes.push(group.open(id).await);
+    }
+    // Each attempt lives a little longer than the one before, so they end in different places.
+    for turn in 0..40_u64 {
+        let wanted = if turn % 2 == 0 { ids([1, 2, 3]) } else { ids([1]) };
+        let nobody = ids([]);
+        let attempt = nodes[0].set_members(&wanted, &nobody);
+        // Whether it came to its end does not matter here: breaking it off is the point.
+        tokio::time::timeout(Duration::from_micros(turn * 500), attempt).await.ok();
+    }
+    let leader = leader_of(&nodes).await;
+    nodes[leader].set_members(&ids([1, 2, 3]), &ids([])).await.expect("completed");
+    assert_eq!(nodes[leader].view().voters, [NodeId(1), NodeId(2), NodeId(3)]);
+    assert_eq!(nodes[leader].view().learners, []);
+    assert_eq!(nodes[0].write("cluster", 1, b"works".to_vec()).await, Ok(2));
+    stop_all(&nodes).await;
+}
+
+/// Set in the process that is to be killed: the directory it works in.
+const VICTIM: &str = "CONSENSUS_TEST_VICTIM";
+
+/// Writes for ever, and tells each version once it is written.
+async fn write_until_killed(root: PathBuf) {
+    let transport = Arc::new(Wire { from: NodeId(1), wires: Arc::default() });
+    let config = EmbeddedConfig { id: NodeId(1), directory: root, transport, timing: TIMING };
+    let node = Embedded::open(config).await.expect("opens");
+    node.bootstrap(vec![("cluster".into(), b"born".to_vec())]).await.expect("bootstrap");
+    let mut version = node.read("cluster").await.expect("read").expect("there").version;
+    loop {
+        version = node.write("cluster", version, vec![version as u8; 5_000]).await.expect("written");
+        println!("written {version}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_a_kill() {
+    if let Some(root) = std::env::var_os(VICTIM) {
+        return write_until_killed(root.into()).await;
+    }
+    let group = Group::new();
+    let mut acknowledged = 1;
+    for round in 1..=3_u64 {
+        let mut victim = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["what_was_acknowledged_survives_a_kill", "--exact", "--nocapture"])
+            .env(VICTIM, group.directory(1))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("the victim starts");
+        let output = std::io::BufReader::new(victim.stdout.take().expect("its output"));
+        for line in output.lines() {
+            let line = line.expect("readable");
+            if let Some(version) = line.strip_prefix("written ") {
+                acknowledged = version.parse().expect("a version");
+                if acknowledged >= round * 150 {
+                    break;
+                }
+            }
+        }
+        victim.kill().expect("killed");
+        victim.wait().expect("gone");
+        assert!(acknowledged >= round * 150, "the victim worked, and got on");
+    }
+    let node = group.open(1).await;
+    let document = node.read("cluster").await.expect("read").expect("there");
+    assert!(document.version >= acknowledged, "{} < {acknowledged}", document.version);
+    assert_eq!(document.body.to_vec(), vec![(document.version - 1) as u8; 5_000]);
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

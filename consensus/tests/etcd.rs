@@ -4,6 +4,7 @@ use consensus::contract::{self, until};
 use consensus::etcd::{Etcd, EtcdConfig};
 use consensus::{Consensus, StoreError, WriteError};
 use model::units::Millis;
+use serde_json::json;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -88,14 +89,12 @@ impl Server {
         EtcdConfig::new(vec![self.url()], "/stemma/test/")
     }
 
-    fn control(&self, arguments: &[&str]) {
-        let output = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.url()])
-            .args(arguments)
-            .output()
-            .expect("etcdctl is installed");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    /// What an operator would do with etcdctl.
+    async fn administer(&self, method: &str, body: serde_json::Value) {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let answer = client.post(format!("{}/v3/auth/{method}", self.url())).json(&body).send().await.expect("sent");
+        let (status, text) = (answer.status(), answer.text().await.expect("answered"));
+        assert!(status.is_success(), "{method}: {status} {text}");
     }
 }
 
@@ -169,12 +168,13 @@ async fn while_etcd_is_away_nothing_is_written_and_afterwards_watchers_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_is_logged_in_and_logged_in_again_when_etcd_forgets() {
     let mut server = Server::start().await;
-    server.control(&["user", "add", "root:secret"]);
-    server.control(&["user", "grant-role", "root", "root"]);
+    server.administer("user/add", json!({"name": "root", "password": "secret"})).await;
+    server.administer("role/add", json!({"name": "root"})).await;
+    server.administer("user/grant", json!({"user": "root", "role": "root"})).await;
     let config = EtcdConfig { user: Some("root".into()), password: Some("secret".into()), ..server.config() };
     let early = Etcd::connect(config.clone()).await.expect("connected before authentication is on");
     assert_eq!(early.write("cluster", 0, b"open".to_vec()).await, Ok(1));
-    server.control(&["auth", "enable"]);
+    server.administer("enable", json!({})).await;
 
     let store = Etcd::connect(config.clone()).await.expect("connected");
     assert_eq!(store.write("cluster", 1, b"a".to_vec()).await, Ok(2));
