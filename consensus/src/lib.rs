@@ -201,16 +201,10 @@ pub(crate) struct Watchers {
 }
 
 impl Watchers {
-    /// A receiver for `key`, beginning with `known`.
-    pub(crate) fn subscribe(
-        &self,
-        key: &str,
-        known: Option<Document>,
-    ) -> tokio::sync::watch::Receiver<Option<Document>> {
+    /// A receiver for `key`.
+    pub(crate) fn subscribe(&self, key: &str) -> tokio::sync::watch::Receiver<Option<Document>> {
         let mut channels = self.channels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let sender = channels.entry(key.to_owned()).or_insert_with(|| tokio::sync::watch::channel(None).0);
-        offer(sender, known);
-        sender.subscribe()
+        channels.entry(key.to_owned()).or_insert_with(|| tokio::sync::watch::channel(None).0).subscribe()
     }
 
     /// Tells those who watch `key`.

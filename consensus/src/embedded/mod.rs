@@ -482,7 +482,7 @@ impl Consensus for Embedded {
     fn watch(&self, key: &str) -> watch::Receiver<Option<Document>> {
         // Known first, subscribed second: a document applied in between is offered by the state machine, and an older
         // one never replaces a newer.
-        let receiver = self.shared.watchers.subscribe(key, None);
+        let receiver = self.shared.watchers.subscribe(key);
         let known = self.shared.state().documents.get(key).cloned();
         if let Some(document) = known {
             self.shared.watchers.publish(key, &document);
@@ -526,5 +526,40 @@ impl Consensus for Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         self.stopping.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Transport for Nobody {
+        fn call(&self, _to: NodeId, _payload: Vec<u8>, _timeout: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+            Box::pin(std::future::ready(Err("nobody is there".into())))
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_speaks_in_the_name_of_another() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let config = EmbeddedConfig {
+            id: NodeId(1),
+            directory: directory.path().to_owned(),
+            transport: Arc::new(Nobody),
+            timing: Timing::default(),
+        };
+        let node = Embedded::open(config).await.expect("opens");
+        let ask = |vote| Request::Vote(openraft::raft::VoteRequest { vote, last_log_id: None });
+        let payload = postcard::to_stdvec(&ask(openraft::Vote::new(5, 2))).expect("encoded");
+        let decode = |answer: Vec<u8>| postcard::from_bytes::<Reply>(&answer).expect("decoded");
+        let forged = decode(node.handle(NodeId(7), payload.clone()).await);
+        assert!(matches!(forged, Reply::Refused(_)), "{forged:?}");
+        let genuine = decode(node.handle(NodeId(2), payload).await);
+        assert!(matches!(genuine, Reply::Vote(_)), "{genuine:?}");
+        node.stop().await;
+        let late = decode(node.handle(NodeId(2), Vec::new()).await);
+        assert!(matches!(late, Reply::Refused(_)), "{late:?}");
     }
 }
