@@ -302,3 +302,35 @@ fn a_rule_made_from_an_older_one_is_not_written() {
     let other_epoch = Rule { version: 3, epoch: Epoch(9), ..newer };
     assert_eq!(crate::admission::write_rule(&written, &other_epoch, NOW), None);
 }
+
+/// By trying every set of replicas: none of the size asked for is of one site only, wherever another site has anyone.
+#[test]
+fn with_another_site_no_commit_is_held_at_one_site_only() {
+    let story = Story::at_rest(CommitMode::Async, 0, &[]);
+    for (mode, strict, sites) in CommitMode::ALL
+        .into_iter()
+        .flat_map(|mode| [false, true].map(|strict| (mode, strict)))
+        .flat_map(|(mode, strict)| (0u32..32).map(move |sites| (mode, strict, sites)))
+    {
+        let site_of = |index: u64| if sites >> index & 1 == 0 { EAST } else { WEST };
+        let replicas: Vec<VoterFacts> = (0..5).map(|index| streams(index + 2, site_of(index), 1)).collect();
+        let settings = Settings { commit_mode: mode, strict, sync_from_other_site: true, ..Settings::default() };
+        let (acks, list) = wanted(&SyncView {
+            rule: &story.rule,
+            server: ServerSync::default(),
+            primary_position: Lsn(1),
+            voters: replicas.clone(),
+            settings: &settings,
+            primary_site: EAST.parse().expect("valid"),
+            data_nodes: 6,
+            floor: BTreeMap::new(),
+        });
+        let local = list.iter().filter(|node| site_of(node.0 - 2) == EAST).count() as u32;
+        let others = list.len() as u32 - local;
+        let somebody = sites != 0 && mode != CommitMode::Async;
+        let told = format!("{mode} strict={strict} sites={sites:05b}: any {acks} of {list:?}");
+        assert!(acks >= acks_asked(mode, 6, 0) || mode == CommitMode::Sync, "{told}");
+        assert!(!somebody || (others >= 1 && acks > local), "{told}");
+        assert!(!somebody || acks as usize <= list.len(), "can be reached: {told}");
+    }
+}
