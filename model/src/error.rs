@@ -70,6 +70,13 @@ macro_rules! codes {
                 }
             })*
         }
+        /// The exit status that goes with a code; `None` for a code of a newer program.
+        pub fn exit_of(code: &str) -> Option<u8> {
+            match code {
+                $($code => Some($exit),)*
+                _ => None,
+            }
+        }
         /// Every code with its title, in order.
         pub const CODES: &[(&str, &str)] = &[$(($code, $title)),*];
     };
