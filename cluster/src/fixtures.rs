@@ -1,8 +1,10 @@
 //! Small clusters for tests.
 
 use model::settings::CommitMode;
-use model::state::Stage;
-use model::{ClusterState, Member, NodeId, NodeName, ReplicaKind, WallTime};
+use model::state::{Role, Stage};
+use model::status::{Durability, NodeStatus, SCHEMA_VERSION, Verdict};
+use model::{ClusterState, ClusterStatus, Member, NodeId, NodeName, ReplicaKind, WallTime};
+use std::collections::BTreeMap;
 
 /// The time at which test clusters were made.
 pub const NOW: WallTime = WallTime(1_000_000_000_000);
@@ -52,4 +54,82 @@ pub fn three() -> ClusterState {
     state.rule.recruit_quorum = 2;
     state.rule.mode = CommitMode::SemiSync;
     state
+}
+
+fn node_status(state: &ClusterState, member: &Member, keeper_up: bool) -> NodeStatus {
+    NodeStatus {
+        id: member.id,
+        name: member.name.clone(),
+        role: state.role_of(member.id).unwrap_or(Role::Replica),
+        kind: member.kind,
+        cascading: false,
+        site: member.site.clone(),
+        keeper_up,
+        heard_ms_ago: None,
+        sample_age_ms: None,
+        server: "running".to_owned(),
+        stage: "active".to_owned(),
+        healthy: keeper_up,
+        sync: "-".to_owned(),
+        voter: false,
+        upstream: None,
+        link: None,
+        link_up: keeper_up,
+        lag: None,
+        timeline: None,
+        position: None,
+        replayed: None,
+        version: None,
+        postgres_address: member.postgres_address(),
+        api_address: member.api_address.clone(),
+        peer_address: member.peer_address.clone(),
+        priority: member.priority,
+        pending_restart: BTreeMap::new(),
+        clone: None,
+        disk_used_percent: None,
+        connections: None,
+        clock_offset_ms: None,
+        doing: None,
+        keeper_pid: None,
+        program_version: None,
+        settings_version: None,
+        started_at: None,
+        certificate_expires_at: None,
+    }
+}
+
+/// A status in which all keepers answer but those named.
+pub fn status(state: &ClusterState, silent: &[&str]) -> ClusterStatus {
+    let up = |member: &Member| !silent.contains(&member.name.as_str());
+    ClusterStatus {
+        schema_version: SCHEMA_VERSION,
+        cluster: "test".to_owned(),
+        cluster_id: "c".to_owned(),
+        verdict: Verdict::Healthy,
+        sentence: String::new(),
+        observer: name("n1"),
+        observed_at: NOW,
+        epoch: state.rule.epoch,
+        primary: state.primary().map(|member| member.name.clone()),
+        primary_up: state.primary().is_some_and(up),
+        engine: "PostgreSQL 15".to_owned(),
+        system_id: None,
+        durability: Durability {
+            mode: state.rule.mode,
+            acks: state.rule.acks,
+            acks_wanted: 1,
+            voters: Vec::new(),
+            strict: state.settings.strict,
+            in_force: true,
+            failures_tolerated: 1,
+            loss_now_bytes: None,
+            loss_now_seconds: None,
+            sentence: String::new(),
+        },
+        nodes: state.members.values().map(|member| node_status(state, member, up(member))).collect(),
+        problems: Vec::new(),
+        consensus: model::observe::ConsensusView::default(),
+        settings_version: state.settings_version,
+        operation: None,
+    }
 }

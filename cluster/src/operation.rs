@@ -220,3 +220,6 @@ fn depth(state: &ClusterState, id: NodeId) -> usize {
 pub(crate) fn restart_step(node: NodeId) -> Step {
     Step { node, action: StepAction::Restart, state: StepState::Pending }
 }
+
+#[cfg(test)]
+mod tests;

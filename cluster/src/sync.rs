@@ -33,6 +33,9 @@
 //! * After its own start: reload the server first, so that a list that was written but not taken up is in force, not
 //!   waiting to come into force at a restart of the server when the rule has moved on. Floors are empty then.
 //! * Say `eligible: false` for members that are not `Active`, may not vote, or are about to be restarted or rebuilt.
+//!   Safety does not hang on it: a voter that lost its data cannot be recruited until a base backup, begun afterwards
+//!   from the primary, is consistent, and then it holds all that was acknowledged. It keeps commits from waiting.
+//! * Count `unreachable_ms` from its own start at the earliest; say `flushed: None` for a replica on another timeline.
 //! * `next_step` acts for the primary of the rule only; writes of the rule are compare-and-set on the state it was given.
 
 use model::settings::CommitMode;
