@@ -62,7 +62,8 @@ pub(crate) fn eligible<'a>(scene: &Scene<'a>) -> impl Iterator<Item = &'a Member
 /// Replicas that acknowledge commits now: listed by the server and streaming. One whose keeper fell silent just now
 /// counts while the server still sends to it: perhaps only its keeper died, and "commits wait" must not be a guess.
 pub(crate) fn acknowledging(scene: &Scene<'_>, replication: &Replication, waits: &Waits) -> BTreeSet<NodeId> {
-    let senders = scene.current_facts(scene.state.rule.primary).map(|facts| facts.senders.as_slice()).unwrap_or_default();
+    let senders =
+        scene.current_facts(scene.state.rule.primary).map(|facts| facts.senders.as_slice()).unwrap_or_default();
     let confirms = |member: &Member, name: &str| {
         let streams = senders.iter().any(|sender| sender.application_name == name && sender.state == "streaming");
         streams && (!scene.keeper_up(member) || replication.links.get(&member.id).is_some_and(|link| link.up))
