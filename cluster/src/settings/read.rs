@@ -195,7 +195,8 @@ impl Reader<'_> {
         }
         let known = KEYS.iter().map(|doc| doc.key).chain(["postgresql"]);
         let full = format!("{table}{key}");
-        let close = known.clone().map(|known| (distance(known, &full).min(distance(known, key)), known)).min();
+        let last = |known: &'static str| known.rsplit('.').next().unwrap_or(known);
+        let close = known.clone().map(|known| (distance(known, &full).min(distance(last(known), key)), known)).min();
         let hint = match close {
             Some((far, known)) if far <= 1 + key.chars().count() / 4 => format!("did you mean {known}?"),
             Some(_) | None if table.is_empty() => {
