@@ -268,7 +268,13 @@ fn primary_standing(scene: &Scene<'_>, replication: &Replication) -> PrimaryStan
         ServerState::Failed { reason } => {
             down(format!("its server failed: {reason}"), format!("mend the cause on {host}; its keeper tries again"))
         }
-        ServerState::Empty | ServerState::Initialising | ServerState::Cloning(_) | ServerState::Starting if forming => {
+        ServerState::Empty
+        | ServerState::Initialising
+        | ServerState::Cloning(_)
+        | ServerState::Stopped
+        | ServerState::Starting
+            if forming =>
+        {
             PrimaryStanding::Forming
         }
         ServerState::Unresponsive { .. } => {

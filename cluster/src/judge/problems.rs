@@ -314,7 +314,9 @@ fn replica(scene: &Scene<'_>, replication: &Replication, standing: &PrimaryStand
     }
     let lag = replication.lags.get(&member.id)?;
     let bound = Millis(scene.state.settings.lag_warn.0.0.saturating_add(member.apply_delay_ms));
-    let seconds = lag.seconds.filter(|seconds| *seconds > bound.seconds() && standing.is_up())?;
+    // While the primary is not heard, lag is only how long that lasts: not a fault of the replica.
+    let heard = matches!(standing, PrimaryStanding::Up);
+    let seconds = lag.seconds.filter(|seconds| heard && *seconds > bound.seconds())?;
     let behind = lag.apply_bytes.map_or_else(String::new, |bytes| format!(", {} to apply", words::bytes(bytes)));
     let unreceived = lag.receive_bytes.unwrap_or(0) > lag.apply_bytes.unwrap_or(0) / 2;
     let texts = [
@@ -399,7 +401,7 @@ fn certificate(scene: &Scene<'_>, member: &Member) -> Option<Found> {
         left => (Severity::Warning, format!("certificate of {name} expires in {}", words::span(Millis(left)))),
     };
     let cause = "its keeper renews it in time unless consensus has no majority or its clock is wrong".to_owned();
-    let next = format!("stemma status --check on {}, then restart its keeper: stemma run", Scene::host(member));
+    let next = format!("on {}: start its keeper again (stemma run), which renews it", Scene::host(member));
     Some(Found::new("ST8005", severity, Some(member.id), [what, cause, next]))
 }
 

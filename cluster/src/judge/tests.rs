@@ -203,9 +203,9 @@ fn a_dead_keeper_of_a_living_primary_is_no_outage() {
     world.judge = Judge::new(parsed("n2"));
     world.look();
     for id in [2, 3] {
-        world.sample(id).peers_heard_ms.insert(NodeId(1), 10_000);
+        world.sample(id).peers_heard_ms.insert(NodeId(1), 20_000);
     }
-    world.wait(10_000, &[1]);
+    world.wait(20_000, &[1]);
     let status = world.look();
     assert_eq!((status.verdict, status.primary_up), (Verdict::Degraded, true));
     assert_eq!(brief(&status), [("ST2114", WARNING, "n1")]);
@@ -579,4 +579,45 @@ fn strangers_in_the_servers_list_are_not_taken_for_voters() {
     let status = world.look();
     assert_eq!(brief(&status)[0], ("ST2204", CRITICAL, "-"));
     assert_eq!(node(&status, "n2").sync, "async");
+}
+
+#[test]
+fn a_long_sample_interval_does_not_look_like_silence() {
+    let mut world = World::new(3);
+    world.state.settings.sample_interval = Span(Millis::from_secs(10));
+    world.look();
+    world.now = world.now.plus(Millis(9_000));
+    for seen in world.observed.values_mut() {
+        seen.heard_at = world.now;
+    }
+    let status = world.look();
+    assert_eq!((status.verdict, lag(&status, "n2")), (Verdict::Healthy, Some(0.0)), "{:?}", status.problems);
+}
+
+#[test]
+fn a_running_operation_tells_how_far_it_is() {
+    use model::state::{Operation, OperationKind, Step, StepAction, StepState};
+    let mut world = World::new(3);
+    let step = |node, state| Step { node: NodeId(node), action: StepAction::Restart, state };
+    world.state.operations.push(Operation {
+        id: "op_7".into(),
+        kind: OperationKind::RollingRestart,
+        epoch: model::units::Epoch(1),
+        actor: "ana".into(),
+        because: String::new(),
+        started_at: WALL,
+        ended_at: None,
+        steps: vec![step(3, StepState::Done), step(2, StepState::Running { marker: 1 }), step(1, StepState::Pending)],
+        state: OperationState::Running,
+    });
+    assert_eq!(world.look().operation, Some(("op_7".into(), "rolling restart: 1 of 3 done, now n2".into())));
+}
+
+#[test]
+fn half_the_round_trip_is_taken_off_a_clocks_offset() {
+    let mut world = World::new(2);
+    world.sample(2).wall.0 -= 400;
+    let trips = BTreeMap::from([(NodeId(2), Millis(800))]);
+    let status = world.judge.judge(world.now, WALL, &world.state, &world.observed, &world.consensus, SALT, &trips);
+    assert_eq!(node(&status, "n2").clock_offset_ms, Some(0), "its sample was 400 ms on the way");
 }
