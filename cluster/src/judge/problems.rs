@@ -196,8 +196,11 @@ fn unexpected_primary(scene: &Scene<'_>, member: &Member) -> Option<Found> {
 
 fn keeper_silent(scene: &Scene<'_>, member: &Member, standing: &PrimaryStanding) -> Option<Found> {
     let is_down_primary = member.id == scene.state.rule.primary && !standing.is_up();
-    if scene.keeper_up(member) || is_down_primary {
+    if is_down_primary {
         return None;
+    }
+    if scene.keeper_up(member) {
+        return unseen(scene, member);
     }
     let (name, host) = (&member.name, Scene::host(member));
     let heard = scene.seen(member.id).map(|seen| seen.heard_at);
@@ -210,6 +213,21 @@ fn keeper_silent(scene: &Scene<'_>, member: &Member, standing: &PrimaryStanding)
     };
     let texts = [format!("keeper of {name} does not answer"), cause, format!("on {host}: stemma run")];
     Some(Found::new("ST2114", Severity::Warning, Some(member.id), texts).since(heard))
+}
+
+/// A keeper that answers without a recent look at its node: what it guards may be hung.
+fn unseen(scene: &Scene<'_>, member: &Member) -> Option<Found> {
+    if scene.current(member.id).is_some() || member.stage == Stage::Joining {
+        return None;
+    }
+    let name = &member.name;
+    let texts = [
+        format!("keeper of {name} answers, but has not looked at its server lately"),
+        "the look at its server, its disk or the keeper itself hangs".to_owned(),
+        format!("look for a hung disk on {}; if it lasts, start its keeper again: stemma run", Scene::host(member)),
+    ];
+    let since = scene.seen(member.id).map(|seen| seen.taken_at);
+    Some(Found::new("ST3021", Severity::Warning, Some(member.id), texts).since(since))
 }
 
 /// Codes of reasons for which a node stops, as the codes of this program.
