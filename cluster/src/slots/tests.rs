@@ -1,7 +1,7 @@
 //! Slots over the life of a member: made, moved on, kept while it is away, and dropped before they fill the disk.
 
 use super::*;
-use crate::fixtures::{AT, observed, state};
+use crate::scenes::{AT, observed, state};
 use model::settings::{Size, Span};
 use model::units::{Millis, Timeline};
 use std::sync::Arc;
