@@ -1,7 +1,7 @@
 //! Status as people see it: healthy, degraded and down, and each problem with cause and next command.
 
 use super::*;
-use crate::fixtures::{AT, SALT, WALL, consensus, member, observed, parsed, state};
+use crate::scenes::{AT, SALT, WALL, consensus, member, observed, parsed, state};
 use model::observe::{CloneProgress, NodeSample, PendingRestart, Receiver};
 use model::settings::{CommitMode, Size, Span};
 use model::state::{ReplicaKind, Role};

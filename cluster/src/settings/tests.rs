@@ -1,7 +1,7 @@
 //! Settings as people write them, rightly and wrongly.
 
 use super::*;
-use crate::fixtures::state;
+use crate::scenes::state;
 use model::settings::Size;
 use proptest::prelude::*;
 
