@@ -27,7 +27,7 @@ pub struct Judge {
     lag: LagTracker,
     /// Since when, by code and node.
     since: BTreeMap<(&'static str, Option<NodeId>), Moment>,
-    /// Where replay stands still although there is more to apply, and since when.
+    /// Where replay stands although there is more to apply, and since when; absent while there is nothing to apply.
     replay: BTreeMap<NodeId, (Lsn, Moment)>,
 }
 
@@ -193,12 +193,17 @@ impl Judge {
         let seen = scene.current(id)?;
         let facts = scene.current_facts(id).filter(|facts| facts.in_recovery)?;
         let (received, replayed) = (facts.received?, facts.replayed?);
-        let (position, since) = self.replay.entry(id).or_insert((replayed, seen.taken_at));
-        if *position != replayed || replayed >= received {
-            (*position, *since) = (replayed, seen.taken_at);
+        if replayed >= received {
+            self.replay.remove(&id);
+        } else {
+            let stands = self.replay.entry(id).or_insert((replayed, seen.taken_at));
+            if stands.0 != replayed {
+                *stands = (replayed, seen.taken_at);
+            }
         }
-        let waits = seen.taken_at.since(*since) >= problems::REPLAY_FROZEN_AFTER;
-        (facts.replay_paused || waits).then_some(*since)
+        let since = self.replay.get(&id).map_or(seen.taken_at, |(_, since)| *since);
+        let waits = seen.taken_at.since(since) >= problems::REPLAY_FROZEN_AFTER;
+        (facts.replay_paused || waits).then_some(since)
     }
 
     /// Adds since when each problem lasts, and sorts: worst first.
@@ -263,7 +268,13 @@ fn primary_standing(scene: &Scene<'_>, replication: &Replication) -> PrimaryStan
         ServerState::Failed { reason } => {
             down(format!("its server failed: {reason}"), format!("mend the cause on {host}; its keeper tries again"))
         }
-        ServerState::Empty | ServerState::Initialising | ServerState::Cloning(_) | ServerState::Starting if forming => {
+        ServerState::Empty
+        | ServerState::Initialising
+        | ServerState::Cloning(_)
+        | ServerState::Stopped
+        | ServerState::Starting
+            if forming =>
+        {
             PrimaryStanding::Forming
         }
         ServerState::Unresponsive { .. } => {

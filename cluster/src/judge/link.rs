@@ -79,6 +79,11 @@ fn message_limit(scene: &Scene<'_>) -> Millis {
     Millis(WAL_TIMEOUT.0 / 2 + 1_000 + scene.state.settings.sample_interval.0.0)
 }
 
+/// The same where a sample may be as old as samples may be.
+fn silence_limit(scene: &Scene<'_>) -> Millis {
+    message_limit(scene).max(scene.stale())
+}
+
 /// Why the link does not count as up, if it does not.
 fn refusal(
     scene: &Scene<'_>,
@@ -110,11 +115,11 @@ fn refusal(
     // A message well after the keepers lost each other: the host lives, only its keeper does not.
     let keeper_died = message_at > heard_at.map(|heard| heard.plus(LINK_SILENT_AFTER));
     let limit = if heard_at.is_none() || keeper_died { message_limit(scene) } else { scene.fresh() };
-    if scene.now.since(alive_at) > limit {
-        return Some(format!("nothing comes through between {} and it", upstream.name));
+    let within = |at: Option<Moment>, limit| at.is_some_and(|at| scene.now.since(at) <= limit);
+    if within(heard_at, scene.fresh()) && message_at.is_some() && !within(message_at, silence_limit(scene)) {
+        return Some(format!("its connection to {} is silent", upstream.name));
     }
-    let silent = message_at.is_some_and(|message| scene.now.since(message) > message_limit(scene).max(scene.stale()));
-    silent.then(|| format!("its connection to {} is silent", upstream.name))
+    (!within(Some(alive_at), limit)).then(|| format!("nothing comes through between {} and it", upstream.name))
 }
 
 /// Whether the receiver is connected where it should be. Only another member's address proves the contrary: one host
@@ -141,7 +146,7 @@ fn last_alive(scene: &Scene<'_>, seen: &Observed, receiver: &Receiver, upstream:
     let heard = heard_upstream_at(seen, upstream);
     match message {
         // The keepers hear each other, but the servers' own connection does not work.
-        Some(message) if scene.now.since(message) > message_limit(scene).max(scene.stale()) => Some(message),
+        Some(message) if scene.now.since(message) > silence_limit(scene) => Some(message),
         Some(_) | None => message.max(heard),
     }
 }

@@ -1,9 +1,10 @@
 //! One line per node.
 
+use super::link::Link;
 use super::problems::Found;
 use super::{PrimaryStanding, Replication, Scene, durability};
 use crate::naming::application_name;
-use model::observe::ServerState;
+use model::observe::{CloneProgress, NodeSample, ServerState};
 use model::state::{Member, Role, Stage};
 use model::status::{NodeStatus, Severity};
 use model::units::Millis;
@@ -35,11 +36,7 @@ fn one(
     let link = replication.links.get(&member.id);
     let keeper_up = scene.keeper_up(member);
     let troubled = found.iter().any(|found| found.node == Some(member.id) && found.severity >= Severity::Warning);
-    let works = match role {
-        Role::Primary => standing.is_up(),
-        Role::Replica => link.is_some_and(|link| link.up),
-        Role::Witness => true,
-    };
+    let works = works(standing, link, role);
     NodeStatus {
         id: member.id,
         name: member.name.clone(),
@@ -74,17 +71,7 @@ fn one(
         peer_address: member.peer_address.clone(),
         priority: member.priority,
         pending_restart: facts.map(|facts| facts.pending_restart.clone()).unwrap_or_default(),
-        clone: sample.and_then(|sample| match &sample.server {
-            ServerState::Cloning(progress) => Some(progress.clone()),
-            ServerState::None
-            | ServerState::Empty
-            | ServerState::Initialising
-            | ServerState::Stopped
-            | ServerState::Starting
-            | ServerState::Running
-            | ServerState::Unresponsive { .. }
-            | ServerState::Failed { .. } => None,
-        }),
+        clone: sample.and_then(clone_progress),
         disk_used_percent: disk_used_percent(scene, member),
         connections: facts.map(|facts| facts.connections),
         clock_offset_ms: clock_offset_ms(scene, member),
@@ -94,6 +81,29 @@ fn one(
         settings_version: sample.map(|sample| sample.settings_version),
         started_at: facts.map(|facts| facts.started_at),
         certificate_expires_at: sample.and_then(|sample| sample.certificate_expires_at),
+    }
+}
+
+/// Whether it does what its role asks for.
+fn works(standing: &PrimaryStanding, link: Option<&Link>, role: Role) -> bool {
+    match role {
+        Role::Primary => standing.is_up(),
+        Role::Replica => link.is_some_and(|link| link.up),
+        Role::Witness => true,
+    }
+}
+
+fn clone_progress(sample: &NodeSample) -> Option<CloneProgress> {
+    match &sample.server {
+        ServerState::Cloning(progress) => Some(progress.clone()),
+        ServerState::None
+        | ServerState::Empty
+        | ServerState::Initialising
+        | ServerState::Stopped
+        | ServerState::Starting
+        | ServerState::Running
+        | ServerState::Unresponsive { .. }
+        | ServerState::Failed { .. } => None,
     }
 }
 

@@ -196,8 +196,11 @@ fn unexpected_primary(scene: &Scene<'_>, member: &Member) -> Option<Found> {
 
 fn keeper_silent(scene: &Scene<'_>, member: &Member, standing: &PrimaryStanding) -> Option<Found> {
     let is_down_primary = member.id == scene.state.rule.primary && !standing.is_up();
-    if scene.keeper_up(member) || is_down_primary {
+    if is_down_primary {
         return None;
+    }
+    if scene.keeper_up(member) {
+        return unseen(scene, member);
     }
     let (name, host) = (&member.name, Scene::host(member));
     let heard = scene.seen(member.id).map(|seen| seen.heard_at);
@@ -210,6 +213,21 @@ fn keeper_silent(scene: &Scene<'_>, member: &Member, standing: &PrimaryStanding)
     };
     let texts = [format!("keeper of {name} does not answer"), cause, format!("on {host}: stemma run")];
     Some(Found::new("ST2114", Severity::Warning, Some(member.id), texts).since(heard))
+}
+
+/// A keeper that answers without a recent look at its node: what it guards may be hung.
+fn unseen(scene: &Scene<'_>, member: &Member) -> Option<Found> {
+    if scene.current(member.id).is_some() || member.stage == Stage::Joining {
+        return None;
+    }
+    let name = &member.name;
+    let texts = [
+        format!("keeper of {name} answers, but has not looked at its server lately"),
+        "the look at its server, its disk or the keeper itself hangs".to_owned(),
+        format!("look for a hung disk on {}; if it lasts, start its keeper again: stemma run", Scene::host(member)),
+    ];
+    let since = scene.seen(member.id).map(|seen| seen.taken_at);
+    Some(Found::new("ST3021", Severity::Warning, Some(member.id), texts).since(since))
 }
 
 /// Codes of reasons for which a node stops, as the codes of this program.
@@ -314,7 +332,9 @@ fn replica(scene: &Scene<'_>, replication: &Replication, standing: &PrimaryStand
     }
     let lag = replication.lags.get(&member.id)?;
     let bound = Millis(scene.state.settings.lag_warn.0.0.saturating_add(member.apply_delay_ms));
-    let seconds = lag.seconds.filter(|seconds| *seconds > bound.seconds() && standing.is_up())?;
+    // While the primary is not heard, lag is only how long that lasts: not a fault of the replica.
+    let heard = matches!(standing, PrimaryStanding::Up);
+    let seconds = lag.seconds.filter(|seconds| heard && *seconds > bound.seconds())?;
     let behind = lag.apply_bytes.map_or_else(String::new, |bytes| format!(", {} to apply", words::bytes(bytes)));
     let unreceived = lag.receive_bytes.unwrap_or(0) > lag.apply_bytes.unwrap_or(0) / 2;
     let texts = [
@@ -399,7 +419,7 @@ fn certificate(scene: &Scene<'_>, member: &Member) -> Option<Found> {
         left => (Severity::Warning, format!("certificate of {name} expires in {}", words::span(Millis(left)))),
     };
     let cause = "its keeper renews it in time unless consensus has no majority or its clock is wrong".to_owned();
-    let next = format!("stemma status --check on {}, then restart its keeper: stemma run", Scene::host(member));
+    let next = format!("on {}: start its keeper again (stemma run), which renews it", Scene::host(member));
     Some(Found::new("ST8005", severity, Some(member.id), [what, cause, next]))
 }
 
