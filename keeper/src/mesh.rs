@@ -11,6 +11,8 @@ mod link;
 mod session;
 mod socket;
 mod stranger;
+#[cfg(test)]
+mod tests;
 
 pub use inbound::CONNECTIONS_MAX;
 pub use stranger::call_as_stranger;
