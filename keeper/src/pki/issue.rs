@@ -120,7 +120,7 @@ fn alternative_names(
             "ids are letters, digits and hyphens",
         ));
     }
-    let text = |text: String| text.try_into().map_err(|error| broken_ca::<rcgen::Error>(error));
+    let text = |text: String| text.try_into().map_err(broken_ca::<rcgen::Error>);
     let mut names = vec![
         SanType::URI(text(identity_uri(cluster, node))?),
         SanType::DnsName(text(server_name(node))?),

@@ -147,3 +147,35 @@ async fn a_peer_that_takes_no_answers_is_given_up() {
     eventually("its connection is closed", || a.mesh.connected_to_us() == [b.id]).await;
     drop(connection);
 }
+
+/// A process that is stopped: its system still takes and acknowledges what arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_echoes_nothing_any_more_is_given_up() {
+    let world = World::new("c1");
+    let a = world.node(1).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("an address");
+    let tls = TlsContext::load(&world.identity(2)).expect("loads");
+    let stopped = tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.expect("accepts");
+        let mut connection = tokio_rustls::TlsAcceptor::from(tls.server()).accept(tcp).await.expect("connects");
+        let mut buffer = Vec::new();
+        frame::read(&mut connection, FRAME_BYTES_MAX, &mut buffer).await.expect("hello");
+        let welcome = Head::Welcome { protocol: frame::PROTOCOL, node: NodeId(2) };
+        frame::write(&mut connection, &frame::encode(&welcome, &[])).await.expect("welcome");
+        (listener, connection)
+    });
+    a.mesh.set_peers([(NodeId(2), address.to_string())].into());
+    let _held = stopped.await.expect("no panic");
+    eventually("connected", || a.mesh.is_connected(NodeId(2))).await;
+    a.mesh.broadcast_heartbeat(Bytes::from_static(b"beat"));
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_secs(30);
+    while a.mesh.is_connected(NodeId(2)) {
+        assert!(Instant::now() < deadline, "the connection is kept though nobody is there");
+        a.mesh.broadcast_heartbeat(Bytes::from_static(b"beat"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(begun.elapsed() > Duration::from_secs(8), "a pause alone ends no connection");
+    assert_eq!(a.mesh.round_trip(NodeId(2)), None);
+}

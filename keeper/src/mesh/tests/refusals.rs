@@ -162,6 +162,24 @@ async fn an_expired_certificate_is_refused_by_both_sides() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_expires_in_use_ends_the_connection() {
+    let world = World::new("c1");
+    let soon = WallTime(clock::wall().0 - HOUR.0 as i64 + 3000);
+    let (a, b) = (world.node(1).await, Node::start(&world.identity_signed_at(2, soon)).await);
+    introduce(&[&a, &b]);
+    a.ask(b.id, "hello").await.expect("still good");
+    b.ask(a.id, "hello").await.expect("still good");
+    a.mesh.recheck();
+    a.ask(b.id, "hello").await.expect("still good");
+    // Certificates count whole seconds, and are good until the last one is over.
+    eventually("it expires", || clock::wall().0 > b.tls.expires_at().0 + 1000).await;
+    a.mesh.recheck();
+    eventually("cut off", || a.mesh.inbound_connections().0 == 0 && !a.mesh.is_connected(b.id)).await;
+    let why = a.why_not(2).await;
+    assert!(why.contains("the certificate of node 2") && why.contains("it expired"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_under_the_address_of_another_is_refused() {
     let world = World::new("c1");
     let (a, b) = (world.node(1).await, world.node(2).await);
