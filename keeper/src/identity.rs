@@ -110,9 +110,10 @@ impl IdentityFiles {
         let new = self.beside("new");
         files::remove_directory(&new)?;
         let parent = self.directory.parent().unwrap_or(Path::new("."));
-        let builder = |path: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-        builder(parent).map_err(|error| files::os("create", parent, &error))?;
-        builder(&new).map_err(|error| files::os("create", &new, &error))?;
+        // The state directory holds things for the database server's user as well; only the identity is ours alone.
+        std::fs::create_dir_all(parent).map_err(|error| files::os("create", parent, &error))?;
+        let private = std::fs::DirBuilder::new().mode(0o700).create(&new);
+        private.map_err(|error| files::os("create", &new, &error))?;
         let json = serde_json::to_vec_pretty(&content.identity)
             .map_err(|error| Trouble::internal(format!("identity is not JSON: {error}"), "report this defect"))?;
         files::write_new(&new.join(KEY), 0o600, None, content.key_pem.as_bytes())?;

@@ -11,6 +11,8 @@ mod link;
 mod session;
 mod socket;
 mod stranger;
+#[cfg(test)]
+mod tests;
 
 pub use inbound::CONNECTIONS_MAX;
 pub use stranger::call_as_stranger;
@@ -210,10 +212,15 @@ impl Mesh {
         }
     }
 
-    /// Time from a heartbeat to its echo, measured last; none while not connected.
+    /// Time from a heartbeat to its echo, measured last and rounded up; none while not connected.
     pub fn round_trip(&self, peer: NodeId) -> Option<Millis> {
-        let time = self.links().get(&peer)?.session()?.round_trip()?;
+        let time = self.round_trip_exact(peer)?;
         Some(Millis(u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)))
+    }
+
+    /// The same, not rounded: within a site it is a fraction of a millisecond.
+    pub fn round_trip_exact(&self, peer: NodeId) -> Option<Duration> {
+        self.links().get(&peer)?.session()?.round_trip()
     }
 
     /// Whether our connection to this peer stands.

@@ -70,7 +70,12 @@ impl From<WireTrouble> for Trouble {
 
 /// A frame as bytes.
 pub(super) fn encode(head: &Head, body: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(32 + body.len());
+    encode_in(Vec::with_capacity(32 + body.len()), head, body)
+}
+
+/// A frame as bytes, in the memory of an older one.
+pub(super) fn encode_in(mut frame: Vec<u8>, head: &Head, body: &[u8]) -> Vec<u8> {
+    frame.clear();
     frame.extend_from_slice(&[0; 4]);
     let mut frame = postcard::to_extend(head, frame).expect("heads are plain data and the vector grows");
     frame.extend_from_slice(body);

@@ -420,13 +420,13 @@ async fn write<W: AsyncWrite + Unpin>(
     outbox: &Outbox,
     mut queue: mpsc::Receiver<Vec<u8>>,
 ) -> io::Result<()> {
-    let mut echo_frame: Vec<u8>;
+    let mut echo = Vec::new();
     loop {
         tokio::select! {
             biased;
             () = outbox.echo_ready.notified() => {
-                echo_frame = frame::encode(&Head::Echo { seq: outbox.echo.load(Ordering::Relaxed) }, &[]);
-                frame::write(writer, &echo_frame).await?;
+                echo = frame::encode_in(echo, &Head::Echo { seq: outbox.echo.load(Ordering::Relaxed) }, &[]);
+                frame::write(writer, &echo).await?;
             }
             frame = queue.recv() => match frame {
                 Some(frame) => frame::write(writer, &frame).await?,

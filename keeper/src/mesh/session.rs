@@ -123,6 +123,12 @@ impl Session {
         micros.checked_sub(1).map(Duration::from_micros)
     }
 
+    /// Requests without answer.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.pending.lock().expect("no panic under the lock").as_ref().map_or(0, HashMap::len)
+    }
+
     /// A newer connection has taken over: end once all answers are here.
     pub(super) fn drain(&self) {
         self.drain.cancel();

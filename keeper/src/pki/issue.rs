@@ -51,11 +51,15 @@ pub fn make_ca(cluster: &ClusterName, id: &ClusterId) -> (String, String) {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let short: String = id.0.chars().take(8).collect();
-    params.distinguished_name.push(DnType::CommonName, format!("stemma {cluster} {short}"));
+    // No two CAs share a name, not even of one cluster before and after a rotation: a verifier then knows at once that
+    // it does not trust the signer, and says so, instead of finding a signature that does not fit.
+    let serial = random_serial();
+    let unique: String = serial.to_bytes().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    params.distinguished_name.push(DnType::CommonName, format!("stemma {cluster} {short} {unique}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params, WallTime(now.0 - BACKDATED.0 as i64), WallTime(now.0 + CA_VALID.0 as i64));
-    params.serial_number = Some(random_serial());
+    params.serial_number = Some(serial);
     let certificate = params.self_signed(&key).expect("a P-256 key signs what was just built");
     (certificate.pem(), key.serialize_pem())
 }
@@ -116,7 +120,7 @@ fn alternative_names(
             "ids are letters, digits and hyphens",
         ));
     }
-    let text = |text: String| text.try_into().map_err(|error| broken_ca::<rcgen::Error>(error));
+    let text = |text: String| text.try_into().map_err(broken_ca::<rcgen::Error>);
     let mut names = vec![
         SanType::URI(text(identity_uri(cluster, node))?),
         SanType::DnsName(text(server_name(node))?),
