@@ -71,7 +71,8 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
     async fn from_request(request: Request, backend: &Shared) -> Result<Body<T>, Refusal> {
         // Said beforehand, so that a client which announces too much need not send it to be told.
         let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > HTTP_BODY_BYTES_MAX as u64) {
+        if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > HTTP_BODY_BYTES_MAX as u64)
+        {
             return Err(body_too_large());
         }
         let bytes = Bytes::from_request(request, backend).await.map_err(unreadable_body)?;

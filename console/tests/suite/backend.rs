@@ -10,7 +10,7 @@ use model::state::{HistoryEvent, Identity, LineageEntry, Stage, TokenRecord};
 use model::status::{Durability, Lag, LinkStatus, NodeStatus, Problem, SCHEMA_VERSION, Severity, Verdict};
 use model::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use tower::ServiceExt;
 
 pub const TOKEN: &str = "let-me-in";
@@ -27,6 +27,8 @@ pub struct Fake {
     pub panics: bool,
     pub hangs: bool,
     pub asked: Mutex<Vec<(Command, Actor, bool)>>,
+    /// Made at the first request. It keeps the fake alive to the end of the process, which a test may.
+    pub router: OnceLock<axum::Router>,
 }
 
 impl Backend for Fake {
@@ -353,6 +355,7 @@ impl Fake {
             panics: false,
             hangs: false,
             asked: Mutex::default(),
+            router: OnceLock::new(),
         }
     }
 
@@ -429,7 +432,8 @@ impl Fake {
 
     /// Answers one request without a network.
     pub async fn ask(self: &Arc<Fake>, request: Request<Body>) -> Answer {
-        let response = console::router(self.clone()).oneshot(request).await.expect("infallible");
+        let router = self.router.get_or_init(|| console::router(self.clone()));
+        let response = router.clone().oneshot(request).await.expect("infallible");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("in memory").to_bytes();
         Answer { status: parts.status, headers: parts.headers, body: body.to_vec() }
