@@ -173,7 +173,8 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Sends a command on, and says who asked.
+/// Sends a command on, and says who asked. It runs to its end even when the client hangs up or the time for the
+/// request is over: a change dropped in the middle would be the worst outcome of all.
 pub(crate) async fn run(
     backend: &Shared,
     command: Command,
@@ -181,5 +182,10 @@ pub(crate) async fn run(
     DryRun(dry_run): DryRun,
 ) -> Result<Outcome, Trouble> {
     tracing::info!(actor = %caller.0.name, reason = %caller.0.reason, dry_run, ?command, "command over HTTP");
-    backend.command(command, caller.0, dry_run).await
+    let backend = backend.clone();
+    let task = tokio::spawn(async move { backend.command(command, caller.0, dry_run).await });
+    task.await.unwrap_or_else(|ended| match ended.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Err(Trouble::internal("the keeper is stopping", "look with `stemma status` before trying again")),
+    })
 }

@@ -25,7 +25,8 @@ pub struct Fake {
     /// What a command meets: an outcome, a refusal, or a panic.
     pub reply: Result<Outcome, Trouble>,
     pub panics: bool,
-    pub hangs: bool,
+    /// A command waits here first.
+    pub gate: Option<Arc<tokio::sync::Notify>>,
     pub asked: Mutex<Vec<(Command, Actor, bool)>>,
     /// Made at the first request. It keeps the fake alive to the end of the process, which a test may.
     pub router: OnceLock<axum::Router>,
@@ -50,8 +51,8 @@ impl Backend for Fake {
     fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>> {
         Box::pin(async move {
             assert!(!self.panics, "a defect in the keeper, with a secret in its message");
-            if self.hangs {
-                std::future::pending::<()>().await;
+            if let Some(gate) = &self.gate {
+                gate.notified().await;
             }
             self.asked.lock().expect("sound").push((command, actor, dry_run));
             self.reply.clone()
@@ -353,7 +354,7 @@ impl Fake {
                 notes: Vec::new(),
             }),
             panics: false,
-            hangs: false,
+            gate: None,
             asked: Mutex::default(),
             router: OnceLock::new(),
         }

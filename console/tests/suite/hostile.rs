@@ -175,16 +175,32 @@ async fn a_slow_head_is_cut_off_in_time() {
 }
 
 #[tokio::test]
-async fn a_slow_body_and_a_slow_keeper_get_an_answer_in_time() {
+async fn a_slow_body_gets_an_answer_in_time() {
     let server = start(Fake::healthy("n1"), quick()).await;
     let answer = server.say(post(100, "{").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("\"exit\":3"), "{answer}");
     server.is_alive().await;
-    let hanging = start(Fake { hangs: true, ..Fake::healthy("n1") }, quick()).await;
+}
+
+#[tokio::test]
+async fn a_command_runs_to_its_end_though_nobody_waits_for_it() {
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let fake = Arc::new(Fake { gate: Some(gate.clone()), ..Fake::healthy("n1") });
+    let any = "127.0.0.1:0".parse().expect("valid");
+    let (address, task) = serve_with(any, fake.clone(), CancellationToken::new(), quick()).await.expect("listens");
+    let server = Running { address, stop: CancellationToken::new(), task };
     let body = r#"{"role":"replica"}"#;
-    let answer = hanging.say(post(body.len(), body).as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
-    hanging.is_alive().await;
+    let answer = server.say(post(body.len(), body).as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("\"exit\":3"), "{answer}");
+    server.is_alive().await;
+    assert!(fake.asked.lock().expect("sound").is_empty(), "the keeper is still at it");
+    gate.notify_one();
+    let done = async {
+        while fake.asked.lock().expect("sound").is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, done).await.expect("the command went on");
 }
 
 #[tokio::test]
