@@ -1,0 +1,1 @@
+//! Commands, told as stories.

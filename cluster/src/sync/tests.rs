@@ -1,0 +1,3 @@
+//! What is written, in which order, told as stories.
+
+use super::*;

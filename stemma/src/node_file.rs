@@ -1,0 +1,494 @@
+//! The node file: what belongs to one node alone (paths, listeners, its name). Everything else is in the cluster
+//! settings. Reading is strict and reports every problem at its place, because a key that is silently ignored is found
+//! out in an outage.
+
+use crate::render::finding::{Finding, did_you_mean, trouble};
+use model::Trouble;
+use model::names::{NodeName, Site};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Where the node file is unless a command says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/stemma/node.toml";
+/// Port of the keeper unless the file says otherwise.
+const KEEPER_PORT: u16 = 7432;
+/// Port of the API unless the file says otherwise.
+const API_PORT: u16 = 8008;
+/// Largest node file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A listener and the address under which others reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// `host:port` that others use.
+    pub advertise: String,
+}
+
+/// The database of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresqlNode {
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// `listen_addresses`.
+    pub listen: String,
+    /// The port.
+    pub port: u16,
+    /// Host under which clients and replicas reach it.
+    pub advertise: String,
+    /// Directory of `postgres` and `initdb`; the newest installed when absent.
+    pub bin_dir: Option<PathBuf>,
+    /// Operating system user of the server when the keeper runs as root.
+    pub run_as: Option<String>,
+}
+
+/// Which consensus store the node uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ConsensusChoice {
+    /// Our own, in the keepers.
+    #[default]
+    Embedded,
+    /// An etcd that is there already.
+    Etcd {
+        /// Its client addresses.
+        endpoints: Vec<String>,
+        /// User, where it asks for one.
+        user: Option<String>,
+        /// File with the password.
+        password_file: Option<PathBuf>,
+        /// CA of its certificates.
+        ca_file: Option<PathBuf>,
+    },
+}
+
+/// A node file that was read and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFile {
+    /// The node's name.
+    pub name: NodeName,
+    /// Where it is.
+    pub site: Site,
+    /// Where the keeper keeps its own files.
+    pub state_dir: PathBuf,
+    /// The keeper's listener for other keepers.
+    pub keeper: Listen,
+    /// The HTTP API.
+    pub api: Listen,
+    /// The database; absent for a witness.
+    pub postgresql: Option<PostgresqlNode>,
+    /// The consensus store.
+    pub consensus: ConsensusChoice,
+}
+
+impl NodeFile {
+    /// File with the token of the local API.
+    pub fn api_token_file(&self) -> PathBuf {
+        self.state_dir.join("api.token")
+    }
+    /// URL under which this machine reaches the API.
+    pub fn api_url(&self) -> String {
+        let mut address = self.api.listen;
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() {
+                IpAddr::from([127, 0, 0, 1])
+            } else {
+                IpAddr::from([0u16, 0, 0, 0, 0, 0, 0, 1])
+            });
+        }
+        format!("http://{address}")
+    }
+}
+
+/// Reads and checks a node file.
+pub fn load(path: &Path) -> Result<NodeFile, Trouble> {
+    let text = read_text(path)?;
+    parse(&text).map_err(|findings| trouble(&path.display().to_string(), &findings))
+}
+
+/// The text of a configuration file.
+pub fn read_text(path: &Path) -> Result<String, Trouble> {
+    let refused = |why: String| {
+        Trouble::config_unreadable(
+            format!("{} cannot be read", path.display()),
+            "give the path of the file with --config FILE",
+        )
+        .because(why)
+    };
+    let size = std::fs::metadata(path).map_err(|error| refused(error.to_string()))?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(refused(format!("it has {size} bytes; {FILE_BYTES_MAX} are the most")));
+    }
+    std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))
+}
+
+/// Reads and checks the text of a node file. All problems, in the order of the file.
+pub fn parse(text: &str) -> Result<NodeFile, Vec<Finding>> {
+    let (root, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader { text, findings: Vec::new() };
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        reader
+            .add(span, Trouble::config_unreadable(error.message().to_owned(), "this is not TOML: see https://toml.io"));
+    }
+    if !reader.findings.is_empty() {
+        return Err(reader.findings);
+    }
+    let file = reader.root(root.get_ref());
+    reader.findings.sort_by_key(|finding| (finding.line, finding.column));
+    match file {
+        Some(file) if reader.findings.is_empty() => Ok(file),
+        Some(_) | None => Err(reader.findings),
+    }
+}
+
+const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus"];
+const LISTEN_KEYS: &[&str] = &["listen", "advertise"];
+const POSTGRESQL_KEYS: &[&str] = &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as"];
+const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "user", "password_file", "ca_file"];
+/// Keys of the cluster settings, which people look for in the node file.
+const CLUSTER_KEYS: &[&str] = &[
+    "commit_mode",
+    "strict",
+    "sync_from_other_site",
+    "voter_grace",
+    "sample_interval",
+    "lag_warn",
+    "slot_retention",
+    "slot_retention_size",
+    "clone_rate",
+    "tls",
+];
+
+/// Collects problems while reading. Methods return `None` where a value is absent or refused; a refusal is noted.
+struct Reader<'t> {
+    text: &'t str,
+    findings: Vec<Finding>,
+}
+
+impl Reader<'_> {
+    fn add(&mut self, span: std::ops::Range<usize>, trouble: Trouble) {
+        self.findings.push(Finding::at(self.text, span, trouble));
+    }
+
+    fn root(&mut self, table: &DeTable<'_>) -> Option<NodeFile> {
+        self.check_keys("", table, ROOT_KEYS);
+        let name =
+            self.required_text("", table, "name", "name = \"n1\"").and_then(|(text, span)| self.name(&text, span));
+        let site = match self.text_of("", table, "site") {
+            Some((text, span)) => self.name(&text, span),
+            None => "default".parse().ok(),
+        };
+        let state_dir = self.required_path("", table, "state_dir", "state_dir = \"/var/lib/stemma/n1\"");
+        let keeper = self.listen(table, "keeper", SocketAddr::from(([0, 0, 0, 0], KEEPER_PORT)));
+        let api = self.listen(table, "api", SocketAddr::from(([127, 0, 0, 1], API_PORT)));
+        let host =
+            keeper.as_ref().and_then(|keeper| keeper.advertise.rsplit_once(':')).map(|(host, _)| host.to_owned());
+        let postgresql = match self.table(table, "postgresql") {
+            Some(section) => Some(self.postgresql(section, host)?),
+            None => None,
+        };
+        let consensus = match self.table(table, "consensus") {
+            Some(section) => self.consensus(section)?,
+            None => ConsensusChoice::Embedded,
+        };
+        self.no_shared_ports(table, keeper.as_ref()?, api.as_ref()?, postgresql.as_ref());
+        Some(NodeFile {
+            name: name?,
+            site: site?,
+            state_dir: state_dir?,
+            keeper: keeper?,
+            api: api?,
+            postgresql,
+            consensus,
+        })
+    }
+
+    fn listen(&mut self, root: &DeTable<'_>, section: &'static str, default: SocketAddr) -> Option<Listen> {
+        let empty = DeTable::new();
+        let table = self.table(root, section).unwrap_or(&empty);
+        self.check_keys(section, table, LISTEN_KEYS);
+        let mut place = section_span(root, section);
+        let listen = match self.text_of(section, table, "listen") {
+            Some((text, span)) => {
+                place = span.clone();
+                self.socket_address(section, &text, span)?
+            }
+            None if table.contains_key("listen") => return None,
+            None => default,
+        };
+        let advertise = match self.text_of(section, table, "advertise") {
+            Some((text, span)) => self.host_and_port(section, text, span)?,
+            None if table.contains_key("advertise") => return None,
+            None if listen.ip().is_unspecified() => {
+                let reason = format!(
+                    "`{section}.advertise` is missing: `{section}.listen` is every address, so others cannot guess one"
+                );
+                let hint = format!("add to [{section}]: advertise = \"HOST:{}\"", listen.port());
+                self.add(place, Trouble::config_missing_key(reason, hint));
+                return None;
+            }
+            None => listen.to_string(),
+        };
+        Some(Listen { listen, advertise })
+    }
+
+    fn postgresql(&mut self, table: &DeTable<'_>, keeper_host: Option<String>) -> Option<PostgresqlNode> {
+        let section = "postgresql";
+        self.check_keys(section, table, POSTGRESQL_KEYS);
+        let data_dir = self.required_path(section, table, "data_dir", "data_dir = \"/var/lib/postgresql/stemma\"");
+        let port = match table.get("port") {
+            Some(value) => self.port(value),
+            None => Some(5432),
+        };
+        let text = |reader: &mut Self, key: &'static str| reader.text_of(section, table, key).map(|(text, _)| text);
+        let listen = text(self, "listen").unwrap_or_else(|| "0.0.0.0".to_owned());
+        let advertise = text(self, "advertise").or(keeper_host);
+        let bin_dir = self
+            .text_of(section, table, "bin_dir")
+            .and_then(|(text, span)| self.absolute(section, "bin_dir", text, span));
+        let run_as = text(self, "run_as");
+        Some(PostgresqlNode { data_dir: data_dir?, listen, port: port?, advertise: advertise?, bin_dir, run_as })
+    }
+
+    fn consensus(&mut self, table: &DeTable<'_>) -> Option<ConsensusChoice> {
+        let section = "consensus";
+        self.check_keys(section, table, CONSENSUS_KEYS);
+        let (kind, span) = self.required_text(section, table, "kind", "kind = \"embedded\"")?;
+        match kind.as_str() {
+            "embedded" => Some(ConsensusChoice::Embedded),
+            "etcd" => {
+                let endpoints = self.endpoints(table, span)?;
+                let user = self.text_of(section, table, "user").map(|(text, _)| text);
+                let path = |reader: &mut Self, key: &'static str| {
+                    reader
+                        .text_of(section, table, key)
+                        .and_then(|(text, span)| reader.absolute(section, key, text, span))
+                };
+                Some(ConsensusChoice::Etcd {
+                    endpoints,
+                    user,
+                    password_file: path(self, "password_file"),
+                    ca_file: path(self, "ca_file"),
+                })
+            }
+            other => {
+                self.add(
+                    span,
+                    Trouble::config_bad_value(
+                        format!("`consensus.kind` is `{other}`"),
+                        "write \"embedded\" or \"etcd\"",
+                    ),
+                );
+                None
+            }
+        }
+    }
+
+    fn endpoints(&mut self, table: &DeTable<'_>, kind_span: std::ops::Range<usize>) -> Option<Vec<String>> {
+        let example = "add: endpoints = [\"http://10.0.0.1:2379\"]";
+        let Some(value) = table.get("endpoints") else {
+            self.add(kind_span, Trouble::config_missing_key("`consensus.endpoints` is missing", example));
+            return None;
+        };
+        let texts: Option<Vec<String>> = value
+            .get_ref()
+            .as_array()
+            .and_then(|array| array.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect());
+        if let Some(texts) = texts.filter(|texts| !texts.is_empty()) {
+            return Some(texts);
+        }
+        self.add(value.span(), Trouble::config_bad_value("`consensus.endpoints` is not a list of texts", example));
+        None
+    }
+
+    fn check_keys(&mut self, section: &str, table: &DeTable<'_>, known: &[&str]) {
+        for key in table.keys() {
+            let word: &str = key.get_ref();
+            if known.contains(&word) {
+                continue;
+            }
+            let path = if section.is_empty() { word.to_owned() } else { format!("{section}.{word}") };
+            let of_cluster =
+                CLUSTER_KEYS.contains(&word) || path == "postgresql.parameters" || path == "postgresql.hba";
+            let trouble = if of_cluster {
+                let setting = if word == "parameters" { "postgresql.parameters.NAME" } else { word };
+                Trouble::config_wrong_scope(
+                    format!("`{path}` is the same for all nodes, so it does not belong into a node file"),
+                    format!("remove the line and run: stemma config set {setting}=VALUE"),
+                )
+            } else {
+                let hint = match did_you_mean(word, known.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("known here: {}", known.join(", ")),
+                };
+                Trouble::config_unknown_key(format!("unknown key `{path}`"), hint)
+            };
+            self.add(key.span(), trouble);
+        }
+    }
+
+    /// A table of the root; a value that is no table is noted.
+    fn table<'v, 'i>(&mut self, root: &'v DeTable<'i>, key: &'static str) -> Option<&'v DeTable<'i>> {
+        let value = root.get(key)?;
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.add(
+                value.span(),
+                wrong_type("", key, "a section", value.get_ref(), &format!("write [{key}] and its keys below")),
+            );
+        }
+        table
+    }
+
+    fn text_of(&mut self, section: &str, table: &DeTable<'_>, key: &str) -> Option<(String, std::ops::Range<usize>)> {
+        let value = table.get(key)?;
+        match value.get_ref() {
+            DeValue::String(text) if text.is_empty() => {
+                let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+                self.add(
+                    value.span(),
+                    Trouble::config_bad_value(format!("`{path}` is empty"), "give it a value or remove the line"),
+                );
+                None
+            }
+            DeValue::String(text) => Some((text.to_string(), value.span())),
+            other => {
+                self.add(value.span(), wrong_type(section, key, "a text", other, "write it in double quotes"));
+                None
+            }
+        }
+    }
+
+    fn required_text(
+        &mut self,
+        section: &str,
+        table: &DeTable<'_>,
+        key: &str,
+        example: &str,
+    ) -> Option<(String, std::ops::Range<usize>)> {
+        if !table.contains_key(key) {
+            let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+            let place = if section.is_empty() { 0..0 } else { self.heading(section) };
+            self.add(place, Trouble::config_missing_key(format!("`{path}` is missing"), format!("add: {example}")));
+            return None;
+        }
+        self.text_of(section, table, key)
+    }
+
+    fn required_path(&mut self, section: &str, table: &DeTable<'_>, key: &str, example: &str) -> Option<PathBuf> {
+        let (text, span) = self.required_text(section, table, key, example)?;
+        self.absolute(section, key, text, span)
+    }
+
+    fn absolute(&mut self, section: &str, key: &str, text: String, span: std::ops::Range<usize>) -> Option<PathBuf> {
+        let path = PathBuf::from(text);
+        if path.is_absolute() {
+            return Some(path);
+        }
+        let name = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+        let reason = format!("`{name}` is `{}`, which depends on where the program was started", path.display());
+        self.add(span, Trouble::config_bad_value(reason, "write the whole path, beginning with /"));
+        None
+    }
+
+    fn name<T: std::str::FromStr>(&mut self, text: &str, span: std::ops::Range<usize>) -> Option<T>
+    where
+        T::Err: std::fmt::Display,
+    {
+        match text.parse() {
+            Ok(name) => Some(name),
+            Err(bad) => {
+                self.add(span, Trouble::config_bad_value(bad.to_string(), "choose another name"));
+                None
+            }
+        }
+    }
+
+    fn socket_address(&mut self, section: &str, text: &str, span: std::ops::Range<usize>) -> Option<SocketAddr> {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => Some(address),
+            Ok(_) | Err(_) => {
+                let reason = format!("`{section}.listen` is `{text}`, which is not an address with a port");
+                self.add(
+                    span,
+                    Trouble::config_bad_value(
+                        reason,
+                        "write an IP address and a port, as in \"0.0.0.0:7432\" or \"[::]:7432\"",
+                    ),
+                );
+                None
+            }
+        }
+    }
+
+    fn host_and_port(&mut self, section: &str, text: String, span: std::ops::Range<usize>) -> Option<String> {
+        let sound = text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok_and(|port| port != 0)
+        });
+        if sound {
+            return Some(text);
+        }
+        let reason = format!("`{section}.advertise` is `{text}`, which is not HOST:PORT");
+        self.add(
+            span,
+            Trouble::config_bad_value(reason, "write a name or address and a port, as in \"db1.example.org:7432\""),
+        );
+        None
+    }
+
+    fn port(&mut self, value: &Spanned<DeValue<'_>>) -> Option<u16> {
+        let number =
+            value.get_ref().as_integer().and_then(|number| u16::from_str_radix(number.as_str(), number.radix()).ok());
+        if let Some(port) = number.filter(|port| *port != 0) {
+            return Some(port);
+        }
+        let hint = "write a number from 1 to 65535, as in port = 5432";
+        let trouble = match value.get_ref() {
+            DeValue::Integer(number) => Trouble::config_bad_value(format!("`postgresql.port` is {number}"), hint),
+            other => wrong_type("postgresql", "port", "a number", other, hint),
+        };
+        self.add(value.span(), trouble);
+        None
+    }
+
+    fn no_shared_ports(
+        &mut self,
+        root: &DeTable<'_>,
+        keeper: &Listen,
+        api: &Listen,
+        postgresql: Option<&PostgresqlNode>,
+    ) {
+        let mut taken = vec![("keeper", keeper.listen.port())];
+        for (section, port) in
+            [Some(("api", api.listen.port())), postgresql.map(|node| ("postgresql", node.port))].into_iter().flatten()
+        {
+            if let Some((other, _)) = taken.iter().find(|(_, used)| *used == port) {
+                let reason = format!("`{section}` uses port {port}, which `{other}` uses too");
+                self.add(section_span(root, section), Trouble::config_bad_value(reason, "give each its own port"));
+            }
+            taken.push((section, port));
+        }
+    }
+
+    /// Where `[section]` stands.
+    fn heading(&self, section: &str) -> std::ops::Range<usize> {
+        let heading = format!("[{section}]");
+        self.text.find(&heading).map_or(0..0, |start| start..start + heading.len())
+    }
+}
+
+fn section_span(root: &DeTable<'_>, section: &str) -> std::ops::Range<usize> {
+    root.get_key_value(section).map_or(0..0, |(key, _)| key.span())
+}
+
+fn wrong_type(section: &str, key: &str, wanted: &str, found: &DeValue<'_>, hint: &str) -> Trouble {
+    let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+    Trouble::config_bad_value(format!("`{path}` must be {wanted}, but is of type {}", found.type_str()), hint)
+}
+
+#[cfg(test)]
+#[path = "node_file_tests.rs"]
+mod tests;
