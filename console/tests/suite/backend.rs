@@ -6,7 +6,7 @@ use console::Backend;
 use futures_util::future::BoxFuture;
 use http_body_util::BodyExt;
 use model::observe::{CloneProgress, ConsensusView, Receiver, Sender, ServerFacts, Slot};
-use model::state::{HistoryEvent, Identity, LineageEntry, Stage, TokenRecord};
+use model::state::{HistoryEvent, Identity, LineageEntry, TokenRecord};
 use model::status::{Durability, Lag, LinkStatus, NodeStatus, Problem, SCHEMA_VERSION, Severity, Verdict};
 use model::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -192,6 +192,7 @@ pub fn sample(node: u64, server: ServerState, facts: Option<ServerFacts>) -> Nod
         keeper_pid: 1000,
         program_version: "0.1.0".to_owned(),
         certificate_expires_at: Some(WallTime(NOW.0 + 86_400_000)),
+        peers_heard_ms: BTreeMap::new(),
     }
 }
 
@@ -257,22 +258,15 @@ fn healthy_status() -> ClusterStatus {
 }
 
 fn state() -> ClusterState {
-    let member = |number: u64, text: &str, witness: bool| Member {
-        id: NodeId(number),
-        name: name(text),
-        witness,
-        kind: ReplicaKind::Hot,
-        apply_delay_ms: 0,
-        upstream: None,
-        site: "eu-1".parse().expect("valid"),
-        priority: 100,
-        peer_address: format!("10.0.0.{number}:7432"),
-        api_address: format!("10.0.0.{number}:8008"),
-        postgres_host: format!("10.0.0.{number}"),
-        postgres_port: 5432,
-        key_fingerprint: "00".to_owned(),
-        stage: Stage::Active,
-        joined_at: NOW,
+    // From its JSON form: fields that are added with a default do not concern this room.
+    let member = |number: u64, text: &str, witness: bool| -> Member {
+        serde_json::from_value(serde_json::json!({
+            "id": number, "name": text, "witness": witness, "site": "eu-1", "priority": 100,
+            "peer_address": format!("10.0.0.{number}:7432"), "api_address": format!("10.0.0.{number}:8008"),
+            "postgres_host": format!("10.0.0.{number}"), "postgres_port": 5432, "key_fingerprint": "00",
+            "stage": {"stage": "active"}, "joined_at": NOW,
+        }))
+        .expect("a member")
     };
     let members = [(1, "n1", false), (2, "n2", false), (3, "n3", false), (4, "w1", true)];
     let token = TokenRecord {
