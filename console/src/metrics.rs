@@ -91,7 +91,10 @@ pub fn render(backend: &dyn Backend, native_wanted: bool, patroni_wanted: bool) 
             [(facts.own(), backend.liveness().seconds())],
         );
         facts.native_node(&mut sheet);
+        facts.native_resources(&mut sheet);
         facts.native_cluster(&mut sheet);
+        facts.native_durability(&mut sheet);
+        facts.native_activity(&mut sheet);
         facts.native_links(&mut sheet);
         facts.native_store(&mut sheet);
     }
@@ -163,6 +166,9 @@ impl Facts<'_> {
             "Whether a node's keeper answers this one",
             self.per_node(|node| Some(yes(node.keeper_up))),
         );
+    }
+
+    fn native_resources(&self, sheet: &mut Sheet) {
         sheet.gauge(
             "stemma_connections",
             "Open client connections",
@@ -214,7 +220,7 @@ impl Facts<'_> {
     }
 
     fn native_cluster(&self, sheet: &mut Sheet) {
-        let (status, durability) = (self.status, &self.status.durability);
+        let status = self.status;
         let one = |value: f64| [(self.cluster(&[]), value)];
         sheet.gauge("stemma_observed_timestamp_seconds", "When this view was judged", one(seconds(status.observed_at)));
         sheet.gauge(
@@ -225,6 +231,11 @@ impl Facts<'_> {
                 (self.cluster(&[("verdict", &word)]), yes(status.verdict == verdict))
             }),
         );
+    }
+
+    fn native_durability(&self, sheet: &mut Sheet) {
+        let (status, durability) = (self.status, &self.status.durability);
+        let one = |value: f64| [(self.cluster(&[]), value)];
         sheet.gauge(
             "stemma_cluster_tolerance",
             "Node failures survivable without losing writes or service; -1 when it takes no writes now",
@@ -258,6 +269,10 @@ impl Facts<'_> {
         );
         let available = status.nodes.iter().filter(|node| node.sync == "sync").count();
         sheet.gauge("stemma_sync_available", "Replicas that acknowledge commits now", one(available as f64));
+    }
+
+    fn native_activity(&self, sheet: &mut Sheet) {
+        let status = self.status;
         let severities = [(Severity::Info, "info"), (Severity::Warning, "warning"), (Severity::Critical, "critical")];
         sheet.gauge(
             "stemma_problems",
@@ -267,7 +282,11 @@ impl Facts<'_> {
                 (self.cluster(&[("severity", word)]), count as f64)
             }),
         );
-        sheet.gauge("stemma_settings_version", "Version of the settings in force", one(status.settings_version as f64));
+        sheet.gauge(
+            "stemma_settings_version",
+            "Version of the settings in force",
+            [(self.cluster(&[]), status.settings_version as f64)],
+        );
         let words = ["running", "succeeded", "failed", "cancelled"];
         sheet.gauge(
             "stemma_operations",

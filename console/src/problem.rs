@@ -8,6 +8,7 @@ use serde::Serialize;
 
 /// A problem document.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = HttpProblem)]
 pub struct Problem {
     /// Where the error is explained, relative to this server.
     #[serde(rename = "type")]

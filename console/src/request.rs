@@ -69,6 +69,12 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, backend: &Shared) -> Result<Body<T>, Refusal> {
+        // Said beforehand, so that a client which announces too much need not send it to be told.
+        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > HTTP_BODY_BYTES_MAX as u64)
+        {
+            return Err(body_too_large());
+        }
         let bytes = Bytes::from_request(request, backend).await.map_err(unreadable_body)?;
         let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
         let value = serde_json::from_slice(text).map_err(|fault| {
@@ -81,11 +87,15 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
     }
 }
 
+fn body_too_large() -> Refusal {
+    let reason = format!("the body is larger than {HTTP_BODY_BYTES_MAX} bytes");
+    Trouble::request_too_large(reason, "send less at once").into()
+}
+
 /// An oversized body and one that broke off in the middle are told apart.
 fn unreadable_body(rejection: BytesRejection) -> Refusal {
     if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let reason = format!("the body is larger than {HTTP_BODY_BYTES_MAX} bytes");
-        return Trouble::request_too_large(reason, "send less at once").into();
+        return body_too_large();
     }
     Trouble::bad_request("the body broke off", "send the request again").because(rejection.body_text()).into()
 }
@@ -163,7 +173,8 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Sends a command on, and says who asked.
+/// Sends a command on, and says who asked. It runs to its end even when the client hangs up or the time for the
+/// request is over: a change dropped in the middle would be the worst outcome of all.
 pub(crate) async fn run(
     backend: &Shared,
     command: Command,
@@ -171,5 +182,10 @@ pub(crate) async fn run(
     DryRun(dry_run): DryRun,
 ) -> Result<Outcome, Trouble> {
     tracing::info!(actor = %caller.0.name, reason = %caller.0.reason, dry_run, ?command, "command over HTTP");
-    backend.command(command, caller.0, dry_run).await
+    let backend = backend.clone();
+    let task = tokio::spawn(async move { backend.command(command, caller.0, dry_run).await });
+    task.await.unwrap_or_else(|ended| match ended.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Err(Trouble::internal("the keeper is stopping", "look with `stemma status` before trying again")),
+    })
 }

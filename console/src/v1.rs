@@ -93,8 +93,11 @@ pub(crate) async fn index(State(backend): State<Shared>) -> Json<Value> {
 
 /// This description.
 #[utoipa::path(get, path = "/v1/openapi.json", tag = "v1", responses((status = 200, body = Object)))]
-pub(crate) async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(crate::openapi())
+pub(crate) async fn openapi() -> Response {
+    // It never changes; anyone may ask for it, and making it is the dearest thing here.
+    static TEXT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let text = TEXT.get_or_init(|| serde_json::to_string(&crate::openapi()).unwrap_or_default());
+    ([(header::CONTENT_TYPE, "application/json")], text.as_str()).into_response()
 }
 
 /// What an error code stands for.
