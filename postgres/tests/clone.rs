@@ -152,6 +152,37 @@ async fn a_standby_and_a_promoted_server_are_sources_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_timeline_during_the_copy_is_followed() {
+    let room = room();
+    let mut primary = Server::fresh(&room.path().join("primary"), &[], "");
+    primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    let [heir, source] = ["heir", "source"].map(|name| room.path().join(name));
+    clone(&primary.endpoint(), &options(&heir)).await.expect("cloned");
+    primary.adopt_standby(&heir, None);
+    let heir = Server::on(&heir);
+    clone(&heir.endpoint(), &options(&source)).await.expect("cloned");
+    heir.adopt_standby(&source, None);
+    let source = Server::on(&source);
+
+    let copy = room.path().join("copy");
+    let mut slow = SlowClone::start(&source.endpoint(), &options(&copy));
+    slow.under_way().await;
+    primary.kill();
+    heir.sql("SELECT pg_promote()");
+    heir.sql("INSERT INTO t VALUES (1001); CHECKPOINT");
+    wait_for("the row on the source", || source.sql("SELECT count(*) FROM t") == "1001");
+    source.sql("CHECKPOINT");
+    let report = slow.task.await.expect("no panic").expect("cloned across the change");
+    assert_eq!(report.timeline.0, 2, "{report:?}");
+    assert!(copy.join("pg_wal/00000002.history").exists());
+    verify_backup(&copy);
+    heir.adopt_standby(&copy, None);
+    let copy = Server::on(&copy);
+    heir.sql("INSERT INTO t VALUES (1002)");
+    wait_for("the row on the copy", || copy.sql("SELECT count(*) FROM t") == "1002");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tablespaces_are_relocated_or_refused() {
     let room = room();
     let primary = Server::fresh(&room.path().join("primary"), &[], "");
