@@ -221,6 +221,12 @@ impl Shown {
             });
         }
     }
+
+    /// All files are here: the estimate gives way to the truth.
+    fn all_bytes(&self, tally: &Tally) {
+        let done = tally.done.load(Ordering::Relaxed);
+        self.progress.send_modify(|shown| (shown.done_bytes, shown.total_bytes) = (done, done));
+    }
 }
 
 struct Copy<'a> {
@@ -308,6 +314,7 @@ impl Copy<'_> {
             (Ok(end), _) => end,
         };
         let target = written?;
+        self.shown.all_bytes(tally);
         self.shown.phase("log");
         // A receiver that is gone has ended already; its result is read below.
         let _ = end_known.send(Some(end));
