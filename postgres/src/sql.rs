@@ -219,7 +219,8 @@ impl Sql {
         }
     }
 
-    /// Ends recovery without waiting for a checkpoint; the server then writes on a new timeline.
+    /// Asks a replica to end recovery, without a checkpoint first, and does not wait for it: `facts` shows
+    /// `in_recovery` false once it accepts writes, on a new timeline.
     pub async fn promote(&self) -> Result<(), Trouble> {
         self.execute("SELECT pg_promote(false) WHERE pg_is_in_recovery()").await
     }

@@ -78,11 +78,13 @@ impl World {
     /// Polls a condition until it holds; shows the server's log if it never does.
     async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
         let end = tokio::time::Instant::now() + SOON;
+        let began = std::time::Instant::now();
         while !condition().await {
             let log = postgres::server_log_tail(&self.spec, 2000);
             assert!(tokio::time::Instant::now() < end, "never {what}; the server said:\n{log}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        eprintln!("{what} after {} ms", began.elapsed().as_millis());
     }
 }
 
@@ -395,6 +397,7 @@ async fn a_replica_follows(programs: Option<&Path>) {
 
     server.stop(StopMode::Fast, SOON).await.expect("stop");
     standby_sql.promote().await.expect("promote");
+    replica.until("promoted", async || !standby_sql.facts().await.expect("facts").in_recovery).await;
     let facts = standby_sql.facts().await.expect("facts");
     assert_eq!((facts.in_recovery, facts.timeline), (false, Timeline(2)), "seen before any checkpoint");
     assert_eq!(facts.lineage_epoch, Some(Epoch(2)));
