@@ -268,8 +268,7 @@ pub fn write_config(spec: &ServerSpec, config: &ServerConfig) -> Result<ConfigCh
     for (name, value) in wanted(spec, config)? {
         text.push_str(&format!("{name} = {}\n", quoted(&value)));
     }
-    let has_ssl = spec.installation.has_ssl;
-    let hba = hba::render(&spec.superuser, config.tls, &config.replication_hba, &config.hba_users, has_ssl)?;
+    let hba = hba::render(&spec.superuser, config.tls, &config.replication_hba, &config.hba_users)?;
     let mut changed = replace(&dir.join("pg_hba.conf"), &hba, user)?;
     changed |= replace(&dir.join("pg_ident.conf"), hba::IDENT, user)?;
     changed |= replace(&dir.join(FILE), &text, user)?;

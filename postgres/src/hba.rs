@@ -23,7 +23,6 @@ pub(crate) fn render(
     tls: bool,
     replication: &[String],
     users: &[String],
-    has_ssl: bool,
 ) -> Result<String, Trouble> {
     let mut text = String::from("# Written by stemma; change it with `stemma config`.\n");
     let mut line = |words: String| {
@@ -50,8 +49,8 @@ pub(crate) fn render(
     // After the user's lines, so that these may choose another method for the socket.
     line("local all all scram-sha-256".to_owned());
     if users.is_empty() {
-        // A server built without TLS refuses to start over a hostssl line on some versions.
-        DEFAULT_LINES.iter().filter(|words| has_ssl || !words.starts_with("hostssl")).for_each(|words| {
+        // Without TLS such a line only makes the server complain in its log at every reload.
+        DEFAULT_LINES.iter().filter(|words| tls || !words.starts_with("hostssl")).for_each(|words| {
             line((*words).to_owned());
         });
     }
@@ -77,13 +76,13 @@ mod tests {
     #[test]
     fn refusals_of_our_roles_stand_before_the_users_lines() {
         let user = "host all all 0.0.0.0/0 trust".to_owned();
-        let text = render("stemma", true, &[], std::slice::from_ref(&user), true).expect("sound");
+        let text = render("stemma", true, &[], std::slice::from_ref(&user)).expect("sound");
         let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part} is missing in\n{text}"));
         assert!(place("host all stemma,stemma_replication all reject") < place(&user));
         assert!(place("hostssl replication stemma_replication all cert map=stemma") < place("reject"));
         assert!(!text.contains("127.0.0.1"), "defaults give way to the user's lines");
         for bad in ["host all all all trust\nhost x", "include other", "", "host all \\"] {
-            assert!(render("stemma", true, &[], &[bad.to_owned()], true).is_err(), "{bad:?}");
+            assert!(render("stemma", true, &[], &[bad.to_owned()]).is_err(), "{bad:?}");
         }
     }
 }
