@@ -11,6 +11,7 @@ use model::Trouble;
 use model::limits::{WAL_RETRY_INTERVAL, WAL_TIMEOUT};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 const FILE: &str = "stemma.conf";
 const INCLUDE: &str = "include 'stemma.conf'";
@@ -210,9 +211,9 @@ fn wanted(spec: &ServerSpec, config: &ServerConfig) -> Result<BTreeMap<String, S
         }
         (true, Some(files)) if spec.installation.has_ssl => {
             own("ssl", "on");
-            own("ssl_cert_file", &files.cert.display().to_string());
-            own("ssl_key_file", &files.key.display().to_string());
-            own("ssl_ca_file", &files.ca.display().to_string());
+            own("ssl_cert_file", &whole(&files.cert)?);
+            own("ssl_key_file", &whole(&files.key)?);
+            own("ssl_ca_file", &whole(&files.ca)?);
         }
         (true, Some(_)) => {
             return Err(Trouble::server_missing(
@@ -221,7 +222,10 @@ fn wanted(spec: &ServerSpec, config: &ServerConfig) -> Result<BTreeMap<String, S
             ));
         }
         (true, None) => {
-            return Err(Trouble::config_missing_key("TLS is wanted without certificate files", "give cert, key and ca"));
+            return Err(Trouble::config_missing_key(
+                "TLS is wanted without certificate files",
+                "give cert, key and ca",
+            ));
         }
     }
     for (name, value) in &all {
@@ -230,10 +234,15 @@ fn wanted(spec: &ServerSpec, config: &ServerConfig) -> Result<BTreeMap<String, S
     Ok(all)
 }
 
+/// The server works in its data directory, so a relative path would mean another place there.
+fn whole(path: &Path) -> Result<String, Trouble> {
+    let absolute = std::path::absolute(path).map_err(|error| refused("find", path, &error))?;
+    Ok(absolute.display().to_string())
+}
+
 /// Parameters that stay as they are while the server runs.
 fn fixed(spec: &ServerSpec) -> Result<Vec<(&'static str, String)>, Trouble> {
-    let path = |file: &str| spec.data_dir.join(file).display().to_string();
-    let sockets = spec.socket_dir.display().to_string();
+    let sockets = whole(&spec.socket_dir)?;
     if sockets.contains([',', '"']) {
         return Err(Trouble::config_bad_value(
             format!("the socket directory {sockets} holds a comma or quote"),
@@ -244,8 +253,8 @@ fn fixed(spec: &ServerSpec) -> Result<Vec<(&'static str, String)>, Trouble> {
         ("listen_addresses", spec.listen.clone()),
         ("port", spec.port.to_string()),
         ("unix_socket_directories", sockets),
-        ("hba_file", path("pg_hba.conf")),
-        ("ident_file", path("pg_ident.conf")),
+        ("hba_file", whole(&spec.data_dir.join("pg_hba.conf"))?),
+        ("ident_file", whole(&spec.data_dir.join("pg_ident.conf"))?),
         ("hot_standby", "on".into()),
         ("wal_log_hints", "on".into()),
         ("logging_collector", "off".into()),

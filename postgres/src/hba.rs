@@ -18,12 +18,7 @@ const DEFAULT_LINES: [&str; 3] = [
 pub(crate) const IDENT: &str = "# Written by stemma; changes are overwritten.\nstemma /^(.*)$ stemma_replication\n";
 
 /// The text of `pg_hba.conf`.
-pub(crate) fn render(
-    superuser: &str,
-    tls: bool,
-    replication: &[String],
-    users: &[String],
-) -> Result<String, Trouble> {
+pub(crate) fn render(superuser: &str, tls: bool, replication: &[String], users: &[String]) -> Result<String, Trouble> {
     let mut text = String::from("# Written by stemma; change it with `stemma config`.\n");
     let mut line = |words: String| {
         text.push_str(&words);

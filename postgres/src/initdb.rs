@@ -52,6 +52,7 @@ pub async fn initdb(
         }
     }
     progress("creating the data directory");
+    let dir = &std::path::absolute(dir).map_err(|error| refused("find", dir, &error))?;
     let staging = dir.join(INITDB_STAGING);
     make_private(dir, spec)?;
     make_private(&staging, spec)?;

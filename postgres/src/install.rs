@@ -63,9 +63,10 @@ fn examine(dir: &Path) -> Result<Installation, Trouble> {
     }
     let postgres = dir.join("postgres");
     let hint = "run it by hand with --version to see what is wrong";
-    let output = Command::new(&postgres).arg("--version").output().map_err(|error| {
-        Trouble::server_missing(format!("cannot run {}", postgres.display()), hint).because(error)
-    })?;
+    let output = Command::new(&postgres)
+        .arg("--version")
+        .output()
+        .map_err(|error| Trouble::server_missing(format!("cannot run {}", postgres.display()), hint).because(error))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let Some(version_num) = version_in(&text) else {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();

@@ -6,6 +6,7 @@
 
 use crate::conf;
 use crate::files::{first_closed_to, private_dir, refused};
+use crate::os_user::OsUser;
 use crate::spec::ServerSpec;
 use model::Trouble;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -83,7 +84,8 @@ impl Server {
         crate::files::give(&spec.log_file, spec.user.as_ref())?;
         let second = log.try_clone().map_err(|error| refused("open", &spec.log_file, &error))?;
         let mut command = clean_command(spec, "postgres", true);
-        command.arg("-D").arg(&spec.data_dir).args(conf::start_arguments(spec)?);
+        let data_dir = std::path::absolute(&spec.data_dir).map_err(|error| refused("find", &spec.data_dir, &error))?;
+        command.arg("-D").arg(&data_dir).args(conf::start_arguments(spec)?);
         // Children of the postmaster give up the protection that it gets below.
         command.env("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj").env("PG_OOM_ADJUST_VALUE", "0");
         command.current_dir(&spec.data_dir).stdin(Stdio::null()).stdout(log).stderr(second).kill_on_drop(false);
@@ -235,6 +237,9 @@ fn prepare_start(spec: &ServerSpec) -> Result<(), Trouble> {
             ));
         }
     }
+    if let Some(files) = &spec.tls_files {
+        check_key(&files.key, user)?;
+    }
     let living = server_processes(&spec.data_dir);
     if !living.is_empty() {
         return Err(Trouble::server_failed(
@@ -250,6 +255,22 @@ fn prepare_start(spec: &ServerSpec) -> Result<(), Trouble> {
         }
     }
     Ok(())
+}
+
+/// The server refuses to start over a key that others may read, and says so only in its log.
+fn check_key(key: &Path, user: Option<&OsUser>) -> Result<(), Trouble> {
+    let found = fs::metadata(key).map_err(|error| refused("examine", key, &error))?;
+    let (owner, mode) = (found.uid(), found.mode() & 0o777);
+    let server = user.map_or_else(|| nix::unistd::Uid::effective().as_raw(), |user| user.uid);
+    let fit = (owner == server && mode & 0o077 == 0) || (owner == 0 && mode & 0o037 == 0);
+    if fit {
+        return Ok(());
+    }
+    let name = user.map_or_else(|| server.to_string(), |user| user.name.clone());
+    Err(Trouble::secret_exposed(
+        format!("{} belongs to user id {owner} with mode {mode:04o}, which the server refuses", key.display()),
+        format!("chown {name} {0} && chmod 0600 {0}", key.display()),
+    ))
 }
 
 /// Line one of a lock file: the postmaster's process id (negative for a single-user server).
@@ -299,9 +320,7 @@ fn works_in(pid: i32, place: Place) -> bool {
 fn is_server_program(pid: i32) -> bool {
     let known = |name: &str| ["postgres", "initdb", "edb-postgres"].contains(&name);
     match fs::read_link(format!("/proc/{pid}/exe")) {
-        Ok(exe) => exe
-            .file_name()
-            .is_some_and(|name| known(name.to_string_lossy().trim_end_matches(" (deleted)"))),
+        Ok(exe) => exe.file_name().is_some_and(|name| known(name.to_string_lossy().trim_end_matches(" (deleted)"))),
         Err(_) => fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| known(comm.trim())),
     }
 }

@@ -114,11 +114,8 @@ impl Sampler {
         let system_id = SystemId(u64_of(system.try_get::<_, String>(0)?.parse().ok()));
         let prepared = Arc::new(Prepared { main, timeline, receiver, senders, slots, system_id });
         self.with(|memory| {
-            *memory = Memory {
-                client: Arc::downgrade(client),
-                prepared: Some(Arc::clone(&prepared)),
-                ..Memory::default()
-            };
+            *memory =
+                Memory { client: Arc::downgrade(client), prepared: Some(Arc::clone(&prepared)), ..Memory::default() };
         });
         Ok(prepared)
     }

@@ -187,7 +187,8 @@ async fn nothing_survives_killing_everything() {
     let sleeper = tokio::spawn(async move { busy.execute("SELECT pg_sleep(600)").await });
     world
         .until("sleeping", async || {
-            let query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND wait_event = 'PgSleep'";
+            let query =
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND wait_event = 'PgSleep'";
             sql.query_text(query).await.expect("activity")[0][0].as_deref() == Some("1")
         })
         .await;
@@ -296,6 +297,53 @@ async fn the_control_file_reads_as_pg_controldata_prints_it() {
     assert_eq!(printed["Bytes per WAL segment"], control.segment_bytes.to_string());
     assert_eq!(printed["Database cluster state"], "shut down");
     assert!(control.state.is_clean());
+}
+
+#[tokio::test]
+async fn an_initialisation_killed_at_any_moment_is_begun_anew() {
+    let world = World::new();
+    for moment in ["creating the data directory", "running initdb", "creating roles"] {
+        let (reached, stop) = tokio::sync::watch::channel(false);
+        let mut stop = stop;
+        let progress = move |step: &str| {
+            if step == moment {
+                reached.send_replace(true);
+            }
+        };
+        let spec = world.spec.clone();
+        let attempt = tokio::spawn(async move { postgres::initdb(&spec, "owner", true, &progress).await });
+        stop.wait_for(|reached| *reached).await.expect("step");
+        attempt.abort();
+        assert!(attempt.await.expect_err("aborted").is_cancelled(), "{moment}");
+        let left = check_data_dir(&world.spec.data_dir, world.spec.user.as_ref()).expect("ours");
+        assert!(!matches!(left, DataDir::Cluster(_)), "{moment}: {left:?}");
+    }
+    world.make().await;
+    let (server, _) = world.start().await;
+    server.stop(StopMode::Fast, SOON).await.expect("stop");
+}
+
+#[tokio::test]
+async fn our_roles_are_kept_out_of_tcp_and_the_owner_is_let_in() {
+    let mut world = World::new();
+    world.make().await;
+    world.config.hba_users = vec!["host all all 127.0.0.1/32 scram-sha-256".into()];
+    write_config(&world.spec, &world.config).expect("write");
+    let (_server, sql) = world.start().await;
+    let connect = async |host: &str, user: &str, password: &str| {
+        let mut config = tokio_postgres::Config::new();
+        config.host(host).port(world.spec.port).user(user).password(password).dbname("postgres");
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok::<_, tokio_postgres::Error>(client)
+    };
+    let refused = connect("127.0.0.1", "stemma", &world.spec.superuser_password).await.err().expect("refused");
+    assert!(refused.to_string().contains("db error") || refused.as_db_error().is_some(), "{refused}");
+    assert!(connect("127.0.0.1", "postgres", "wrong").await.is_err());
+    let owner = connect("127.0.0.1", "postgres", "owner").await.expect("the owner");
+    assert_eq!(sql.facts().await.expect("facts").connections, 1);
+    assert_eq!(sql.terminate_backends().await.expect("terminate"), 1);
+    world.until("gone", async || owner.is_closed() && sql.facts().await.expect("facts").connections == 0).await;
 }
 
 /// A replica made from a copy of the stopped primary's files.
