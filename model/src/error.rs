@@ -141,6 +141,10 @@ codes! {
     clock_skew = "ST2113", exit exit::REFUSED, "clocks differ too much";
     /// The cluster could not be reached.
     unreachable = "ST2114", exit exit::UNREACHABLE, "cluster cannot be reached";
+    /// A bound of the cluster is reached.
+    limit_reached = "ST2115", exit exit::REFUSED, "limit of the cluster reached";
+    /// A node's keeper does not answer, and the request needs it.
+    node_silent = "ST2116", exit exit::REFUSED, "keeper of the node does not answer";
     /// Fewer voters than the commit mode needs.
     durability_degraded = "ST2204", exit exit::FAILED, "fewer synchronous replicas than the commit mode asks for";
     /// Nothing answers as the primary.

@@ -221,6 +221,10 @@ pub struct NodeSample {
     pub program_version: String,
     /// End of the node's certificate.
     pub certificate_expires_at: Option<WallTime>,
+    /// How long ago this keeper last heard each of its peers, in milliseconds when it sampled. A peer it never heard is
+    /// absent. Two keepers that cannot hear each other prove a cut long before the servers' connection notices it.
+    #[serde(default)]
+    pub peers_heard_ms: BTreeMap<NodeId, u64>,
 }
 
 /// A sample as the observer holds it: what was seen and how long ago, by the observer's own clock.

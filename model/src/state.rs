@@ -145,8 +145,10 @@ impl Member {
 /// The durability contract now in force. A commit is acknowledged by `primary` only when at least `acks` nodes of the
 /// list the server waits for hold it; promotion is safe when at least `recruit_quorum` of `voters` are recruited.
 ///
-/// Invariant (DESIGN 3.3), always, against what the server itself waits for (`sync`):
-/// `|voters ∪ sync ∪ {primary}| <= recruit_quorum + acks + 1`.
+/// `recruit_quorum` counts every recruited voter, the later winner included, and is `|voters| - acks + 1`. Invariant,
+/// always, where the server itself waits for `k` of `sync`: `|voters ∪ sync ∪ {primary}| <= recruit_quorum + k`. (With
+/// a quorum that counts only the other voters a winner must hear from, this reads `.. <= quorum + k + 1`.) With
+/// `acks = 0` nothing is promised, no promotion is without loss, and `recruit_quorum = |voters|`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// Number of this primacy.

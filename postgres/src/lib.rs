@@ -1,1 +1,37 @@
-//! placeholder
+//! The PostgreSQL engine: finding, making, configuring, starting, watching, copying and stopping a stock server.
+//!
+//! Floor 3: does what it is told. Which server is primary, who may acknowledge and when to stop are decided elsewhere.
+
+pub mod clone;
+pub mod conf;
+pub mod control_file;
+pub mod data_dir;
+mod files;
+mod hba;
+pub mod initdb;
+pub mod install;
+pub mod manifest;
+pub mod os_user;
+pub mod process;
+pub mod replication;
+pub mod sample;
+mod slots;
+pub mod spec;
+pub mod sql;
+pub mod untar;
+pub mod wal;
+pub mod wire;
+
+pub use conf::{
+    ConfigChange, OWNED_PARAMETERS, ServerConfig, ServerRole, validate_parameter, write_config,
+};
+pub use control_file::{ControlFile, ControlState, read_control_file};
+pub use data_dir::{DataDir, check_data_dir};
+pub use initdb::initdb;
+pub use install::{Installation, find_installation};
+pub use os_user::{OsUser, server_user};
+pub use process::{
+    Server, StopMode, kill_everything, receiver_processes, server_log_tail, server_processes, terminate_receiver,
+};
+pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
+pub use sql::Sql;

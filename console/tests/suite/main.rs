@@ -1,0 +1,9 @@
+//! The HTTP interface against a backend made by hand.
+
+mod backend;
+mod commands;
+mod documents;
+mod health;
+mod hostile;
+mod metrics;
+mod routes;

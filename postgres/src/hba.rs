@@ -1,0 +1,83 @@
+//! Who may connect, from where and with what proof: `pg_hba.conf` and `pg_ident.conf`.
+//!
+//! The first line that fits decides. So ours come first: the keepers' superuser only through the socket, replication
+//! only with a certificate of the cluster (or a password where there is no TLS), both refused otherwise; then the
+//! user's lines.
+
+use model::Trouble;
+
+/// Lines used where the settings give none.
+const DEFAULT_LINES: [&str; 3] = [
+    "host    all all 127.0.0.1/32 scram-sha-256",
+    "host    all all ::1/128 scram-sha-256",
+    "hostssl all all all scram-sha-256",
+];
+
+/// Everyone whom the cluster's CA signed may act as the replication role. Members that were removed are kept out by
+/// their role's lines, by slots and by the end of their certificate.
+pub(crate) const IDENT: &str = "# Written by stemma; changes are overwritten.\nstemma /^(.*)$ stemma_replication\n";
+
+/// The text of `pg_hba.conf`.
+pub(crate) fn render(superuser: &str, tls: bool, replication: &[String], users: &[String]) -> Result<String, Trouble> {
+    let mut text = String::from("# Written by stemma; change it with `stemma config`.\n");
+    let mut line = |words: String| {
+        text.push_str(&words);
+        text.push('\n');
+    };
+    line(format!("local all {superuser} scram-sha-256"));
+    for database in ["replication", "all"] {
+        if tls {
+            line(format!("hostssl {database} stemma_replication all cert map=stemma"));
+        } else {
+            line(format!("host {database} stemma_replication all scram-sha-256"));
+        }
+    }
+    for extra in replication {
+        line(sound(extra)?.to_owned());
+    }
+    for database in ["replication", "all"] {
+        line(format!("host {database} {superuser},stemma_replication all reject"));
+    }
+    for extra in users {
+        line(sound(extra)?.to_owned());
+    }
+    // After the user's lines, so that these may choose another method for the socket.
+    line("local all all scram-sha-256".to_owned());
+    if users.is_empty() {
+        // Without TLS such a line only makes the server complain in its log at every reload.
+        DEFAULT_LINES.iter().filter(|words| tls || !words.starts_with("hostssl")).for_each(|words| {
+            line((*words).to_owned());
+        });
+    }
+    Ok(text)
+}
+
+fn sound(extra: &str) -> Result<&str, Trouble> {
+    let first = extra.split_whitespace().next().unwrap_or_default();
+    let known = ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"];
+    if extra.contains(['\n', '\r', '\0']) || extra.trim_end().ends_with('\\') || !known.contains(&first) {
+        return Err(Trouble::config_bad_value(
+            format!("`{}` is not one line of pg_hba.conf", extra.escape_debug()),
+            "begin it with local, host, hostssl or hostnossl, as in `host all all 10.0.0.0/8 scram-sha-256`",
+        ));
+    }
+    Ok(extra)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_of_our_roles_stand_before_the_users_lines() {
+        let user = "host all all 0.0.0.0/0 trust".to_owned();
+        let text = render("stemma", true, &[], std::slice::from_ref(&user)).expect("sound");
+        let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part} is missing in\n{text}"));
+        assert!(place("host all stemma,stemma_replication all reject") < place(&user));
+        assert!(place("hostssl replication stemma_replication all cert map=stemma") < place("reject"));
+        assert!(!text.contains("127.0.0.1"), "defaults give way to the user's lines");
+        for bad in ["host all all all trust\nhost x", "include other", "", "host all \\"] {
+            assert!(render("stemma", true, &[], &[bad.to_owned()]).is_err(), "{bad:?}");
+        }
+    }
+}
