@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::ops::Bound;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
@@ -160,7 +160,7 @@ fn flatten<T>(outcome: Result<Result<T, StoreError>, tokio::task::JoinError>) ->
     }
 }
 
-fn open_file(path: &PathBuf, node: NodeId) -> Result<(Database, State), StoreError> {
+fn open_file(path: &Path, node: NodeId) -> Result<(Database, State), StoreError> {
     let file = open_or_make(path)
         .map_err(|error| StoreError::Unavailable { detail: format!("{}: {error}", path.display()) })?;
     let database = redb::Builder::new().set_cache_size(CACHE_BYTES).create_file(file).map_err(Fault::from)?;
