@@ -464,6 +464,37 @@ async fn a_change_of_members_may_be_broken_off_anywhere_and_done_again() {
     stop_all(&nodes).await;
 }
 
+/// Processor time this process has used so far, all threads together.
+fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("readable");
+    // After the name in brackets: state is the 1st field, user and system time in hundredths are the 12th and 13th.
+    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
+    let fields: Vec<u64> = fields.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+    Duration::from_millis((fields[11] + fields[12]) * 10)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_at_rest_costs_next_to_nothing() {
+    let (_group, nodes) = Group::of(3).await;
+    let applied = nodes[0].view().applied;
+    let (begun, used) = (Instant::now(), processor_time());
+    until("five seconds have passed", || begun.elapsed() > Duration::from_secs(5)).await;
+    let share = (processor_time() - used).as_secs_f64() / begun.elapsed().as_secs_f64();
+    println!("three members at rest use {:.2} % of a core", share * 100.0);
+    assert!(share < 0.06, "three members in an unoptimised build use {:.1} % of a core", share * 100.0);
+    assert_eq!(nodes[0].view().applied, applied, "rest writes nothing");
+    stop_all(&nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let (group, nodes) = Group::of(1).await;
+    let mode = std::fs::metadata(group.directory(1).join("consensus.redb")).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    stop_all(&nodes).await;
+}
+
 /// Set in the process that is to be killed: the directory it works in.
 const VICTIM: &str = "CONSENSUS_TEST_VICTIM";
 

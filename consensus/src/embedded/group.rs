@@ -38,11 +38,12 @@ impl Embedded {
             crate::check_size(key, body)?;
         }
         let held: Option<Documents> = self.store.run(|database| store::get_meta(database, BOOTSTRAP)).await?;
-        match held {
-            Some(held) if held == documents => {}
-            Some(_) => return Err(foreign("this node began a group with other documents")),
-            None if self.is_initialised() => return Err(foreign("this node is a member of another group")),
-            None => {
+        match (held, self.is_initialised()) {
+            (Some(held), _) if held == documents => {}
+            (Some(_), true) => return Err(foreign("this node began a group with other documents")),
+            (None, true) => return Err(foreign("this node is a member of another group")),
+            // Nothing was made of an earlier intention, so another may replace it.
+            (Some(_) | None, false) => {
                 let kept = documents.clone();
                 self.store.run(move |database| store::put_meta(database, BOOTSTRAP, &kept)).await?;
             }

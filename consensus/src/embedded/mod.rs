@@ -97,7 +97,7 @@ pub struct EmbeddedConfig {
 
 type Metrics = RaftMetrics<u64, EmptyNode>;
 
-/// One member of the group.
+/// One member of the group. It runs until [`Consensus::stop`]; dropping it does not release its file.
 pub struct Embedded {
     id: NodeId,
     raft: Raft<TypeConfig>,
@@ -169,12 +169,18 @@ impl Embedded {
             Ok(raft) => raft,
             Err(error) => return Err(fail_open(&store, &error).await),
         };
-        let member =
-            raft.with_raft_state(|state| state.membership_state.effective().membership().voter_ids().next().is_some());
-        let member_at_open = match member.await {
-            Ok(member) => member,
+        let voters = raft
+            .with_raft_state(|state| state.membership_state.effective().membership().voter_ids().collect::<Vec<_>>());
+        let voters = match voters.await {
+            Ok(voters) => voters,
             Err(error) => return Err(fail_open(&store, &error).await),
         };
+        // Who votes alone need not wait whether another leader shows itself.
+        if voters == [id.0]
+            && let Err(error) = raft.trigger().elect().await
+        {
+            return Err(fail_open(&store, &error).await);
+        }
         let embedded = Embedded {
             id,
             metrics: raft.metrics(),
@@ -184,7 +190,7 @@ impl Embedded {
             transport,
             timing,
             heard: Heard::new(),
-            member_at_open,
+            member_at_open: !voters.is_empty(),
             changing: tokio::sync::Mutex::new(()),
             stopping: CancellationToken::new(),
         };

@@ -82,8 +82,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = LogStore;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError<u64>> {
-        let (last_purged_log_id, last_log_id) = self.store.run(store::log_ends).await.map_err(reading)?;
-        Ok(LogState { last_purged_log_id, last_log_id })
+        self.store.run(store::log_ends).await.map_err(reading)
     }
 
     async fn get_log_reader(&mut self) -> LogStore {

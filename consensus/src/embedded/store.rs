@@ -5,12 +5,14 @@ use super::TypeConfig;
 use super::state::{Changes, Remembered, State};
 use crate::{Document, StoreError};
 use model::names::NodeId;
-use openraft::{EmptyNode, Entry, LogId, SnapshotMeta, StoredMembership, Vote};
+use openraft::{EmptyNode, Entry, LogId, LogState, SnapshotMeta, StoredMembership, Vote};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
@@ -158,8 +160,10 @@ fn flatten<T>(outcome: Result<Result<T, StoreError>, tokio::task::JoinError>) ->
     }
 }
 
-fn open_file(path: &PathBuf, node: NodeId) -> Result<(Database, State), StoreError> {
-    let database = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(Fault::from)?;
+fn open_file(path: &Path, node: NodeId) -> Result<(Database, State), StoreError> {
+    let file = open_or_make(path)
+        .map_err(|error| StoreError::Unavailable { detail: format!("{}: {error}", path.display()) })?;
+    let database = redb::Builder::new().set_cache_size(CACHE_BYTES).create_file(file).map_err(Fault::from)?;
     prepare(&database)?;
     match get_meta::<(u32, u64)>(&database, "format")? {
         None => {
@@ -179,6 +183,23 @@ fn open_file(path: &PathBuf, node: NodeId) -> Result<(Database, State), StoreErr
     let state = load_state(&database)?;
     check_log(&database, &state)?;
     Ok((database, state))
+}
+
+/// The documents hold secrets, so the file is for its owner alone; and a file whose name is lost in a crash is lost, so
+/// the directory is made durable with it.
+fn open_or_make(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let file = options.create_new(true).open(path)?;
+            for directory in path.ancestors().skip(1).take(2).filter(|directory| directory.is_dir()) {
+                File::open(directory)?.sync_all()?;
+            }
+            Ok(file)
+        }
+        opened => opened,
+    }
 }
 
 /// Makes the tables, so that readers need not tell an empty store from a damaged one.
@@ -289,14 +310,14 @@ pub(super) fn purge(database: &Database, through: LogId<u64>) -> Result<(), Faul
 }
 
 /// The ids of the last purged and of the last present entry.
-pub(super) fn log_ends(database: &Database) -> Result<(Option<LogId<u64>>, Option<LogId<u64>>), Fault> {
+pub(super) fn log_ends(database: &Database) -> Result<LogState<TypeConfig>, Fault> {
     let purged = get_meta(database, "purged")?;
     let log = database.begin_read()?.open_table(LOG)?;
     let last = match log.last()? {
         Some((_, value)) => Some(decode::<Entry<TypeConfig>>("a log entry", value.value())?.log_id),
         None => purged,
     };
-    Ok((purged, last))
+    Ok(LogState { last_purged_log_id: purged, last_log_id: last })
 }
 
 /// Entries of the range, in order; at least one if there is any, and no more than a message holds if `bounded`.

@@ -30,14 +30,13 @@ pub(super) async fn follow(shared: Arc<Shared>) {
 async fn follow_for_ever(shared: &Shared) {
     let mut pause = RECONNECT_PAUSE_MIN;
     loop {
-        match follow_once(shared).await {
-            // The stream worked for a while: its end is no reason to wait long.
-            Ok(()) => pause = RECONNECT_PAUSE_MIN,
-            Err(error) => {
-                tracing::debug!(%error, "cannot follow etcd");
-                pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
-            }
+        let begun = tokio::time::Instant::now();
+        if let Err(error) = follow_once(shared).await {
+            tracing::debug!(%error, "cannot follow etcd");
         }
+        // A stream that worked for a while is opened again at once; one that ends as it begins, ever more slowly.
+        let lasted = begun.elapsed() > PROBE_INTERVAL;
+        pause = if lasted { RECONNECT_PAUSE_MIN } else { (pause * 2).min(RECONNECT_PAUSE_MAX) };
         tokio::time::sleep(pause).await;
     }
 }
