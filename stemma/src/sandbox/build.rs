@@ -249,7 +249,7 @@ async fn build(
 ) -> Result<(), Trouble> {
     layout.save()?;
     let settings_file = layout.directory.join("settings.toml");
-    write(&settings_file, &settings::to_toml(settings)?)?;
+    write(&settings_file, &settings::to_toml(settings))?;
     for node in &layout.nodes {
         make_home(node, user)?;
         write(&node.config, &node_toml(node, args, user))?;
@@ -272,7 +272,8 @@ fn make_home(node: &SandboxNode, user: Option<&nix::unistd::User>) -> Result<(),
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
     };
     make(&node.directory, 0o755).map_err(|error| unfit(&node.directory, error))?;
-    make(&node.state_dir, 0o700).map_err(|error| unfit(&node.state_dir, error))?;
+    // The server's user passes through to the socket and to its certificate; listing stays closed.
+    make(&node.state_dir, 0o711).map_err(|error| unfit(&node.state_dir, error))?;
     if let Some(user) = user {
         // The server's user makes the data directory in here.
         nix::unistd::chown(&node.directory, Some(user.uid), Some(user.gid))
