@@ -25,7 +25,7 @@ pub struct Change {
 /// Why a server parameter may not be set, if so.
 fn refuse(name: &str) -> Option<String> {
     let owned = postgres::OWNED_PARAMETERS.contains(&name.to_ascii_lowercase().as_str());
-    owned.then(|| format!("`{name}` is set by stemma itself"))
+    owned.then(|| "stemma sets it itself".to_owned())
 }
 
 /// Reads cluster settings; all problems, at their places.
