@@ -1,6 +1,8 @@
 //! The binary: reads the command line, runs the command, and ends with an exit status that scripts can trust.
 #![warn(missing_docs)]
 
+#[cfg(test)]
+mod api_tests;
 mod cli;
 mod client;
 mod commands;

@@ -71,7 +71,7 @@ async fn show(context: &Context, origin: bool) -> Result<u8, Trouble> {
     }
     if !origin {
         out::line(&format!("# version {version}"));
-        out::raw(&settings::to_toml(&current)?);
+        out::raw(&settings::to_toml(&current));
         return Ok(0);
     }
     let defaults = settings::flat(&Settings::default())?;
@@ -97,7 +97,7 @@ async fn show(context: &Context, origin: bool) -> Result<u8, Trouble> {
 async fn plan(context: &Context, file: &Path) -> Result<u8, Trouble> {
     let new = read(file)?;
     let (version, old) = current(&context.client()?).await?;
-    let changes = settings::diff(&old, &new)?;
+    let changes = settings::diff(&old, &new);
     if context.is_json() {
         out::json(&json!({ "schema_version": SCHEMA_VERSION, "version": version, "changes": changes }));
     } else {
@@ -116,12 +116,12 @@ fn changes_text(context: &Context, version: u64, changes: &[Change]) -> String {
             change.key.as_str().into(),
             change.old.as_deref().map_or_else(Cell::none, Cell::plain),
             change.new.as_deref().map_or_else(Cell::none, |new| Cell::toned(Tone::Strong, new)),
-            change.class.as_str().into(),
+            change.class.into(),
         ]);
     }
     let mut lines = vec![format!("  version {version} → {}", version + 1)];
     lines.extend(table.render(&context.look));
-    if changes.iter().any(|change| change.class == "rolling restart") {
+    if changes.iter().any(|change| change.class == "restart") {
         lines.push("  after that: stemma restart --rolling --pending".to_owned());
     }
     lines.join("\n")
@@ -134,7 +134,7 @@ async fn apply(
     old: &Settings,
     new: &Settings,
 ) -> Result<u8, Trouble> {
-    let changes = settings::diff(old, new)?;
+    let changes = settings::diff(old, new);
     if changes.is_empty() {
         if context.is_json() {
             out::json(
@@ -165,7 +165,7 @@ async fn history(context: &Context) -> Result<u8, Trouble> {
     let mut before: Option<&SettingsChange> = None;
     for version in &versions {
         let changed = match before {
-            Some(before) => settings::diff(&before.settings, &version.settings)?,
+            Some(before) => settings::diff(&before.settings, &version.settings),
             None => Vec::new(),
         };
         let keys: Vec<&str> = changed.iter().map(|change| change.key.as_str()).collect();
@@ -209,24 +209,25 @@ fn check(context: &Context, file: &Path) -> Result<u8, Trouble> {
 }
 
 fn explain(context: &Context, key: &str) -> Result<u8, Trouble> {
-    let wanted = if key.starts_with("postgresql.parameters.") { "postgresql.parameters" } else { key };
-    let docs: Vec<_> = settings::KEYS.iter().filter(|doc| wanted == "all" || doc.key == wanted).collect();
-    if docs.is_empty() {
-        let near = finding::did_you_mean(key, settings::KEYS.iter().map(|doc| doc.key));
-        let hint =
-            near.map_or("all keys: stemma config explain all".to_owned(), |near| format!("did you mean `{near}`?"));
-        return Err(Trouble::config_unknown_key(format!("unknown key `{key}`"), hint));
+    let keys: Vec<&str> = if key == "all" { settings::KEYS.iter().map(|doc| doc.key).collect() } else { vec![key] };
+    let mut texts = Vec::new();
+    for key in keys {
+        let Some(text) = settings::explain(key) else {
+            let near = finding::did_you_mean(key, settings::KEYS.iter().map(|doc| doc.key));
+            let hint =
+                near.map_or("all keys: stemma config explain all".to_owned(), |near| format!("did you mean `{near}`?"));
+            return Err(Trouble::config_unknown_key(format!("unknown key `{key}`"), hint));
+        };
+        texts.push((key, text));
     }
     if context.is_json() {
-        context.print_json("keys", docs);
+        let documents: Vec<_> = texts.iter().map(|(key, text)| json!({ "key": key, "text": text })).collect();
+        context.print_json("keys", documents);
         return Ok(0);
     }
-    let defaults = settings::flat(&Settings::default())?;
-    for doc in docs {
-        let default = defaults.get(doc.key).map_or("empty", String::as_str);
-        out::line(&context.look.paint(Tone::Strong, doc.key));
-        out::line(&wrap(&format!("  {}", doc.doc), context.look.width, 2));
-        out::line(&format!("  values: {}; default: {default}", doc.values));
+    for (_, text) in texts {
+        let lines: Vec<String> = text.lines().map(|line| wrap(line, context.look.width, 4)).collect();
+        out::line(&context.look.finish(&lines.join("\n")));
     }
     Ok(0)
 }

@@ -1,6 +1,8 @@
 //! The one place where the command line meets the knowledge of cluster settings: reading, comparing, explaining.
 
 use crate::render::finding::{Finding, did_you_mean};
+use cluster::settings;
+pub use cluster::settings::{KEYS, explain};
 use model::{Settings, Trouble};
 use std::collections::BTreeMap;
 use toml::Value;
@@ -10,119 +12,38 @@ use toml::Value;
 pub struct Change {
     /// Dotted.
     pub key: String,
-    /// Value now; absent for a key that is new.
+    /// Value now; absent for a key that is not set.
     pub old: Option<String>,
     /// Value after; absent for a key that goes.
     pub new: Option<String>,
-    /// What it takes: `reload` or `rolling restart`.
-    pub class: String,
+    /// What it takes: `none`, `reload` or `restart`.
+    pub class: &'static str,
+    /// More to know about it.
+    pub note: String,
 }
 
-/// What a key means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct KeyDoc {
-    /// Dotted.
-    pub key: &'static str,
-    /// What may be written.
-    pub values: &'static str,
-    /// What it does.
-    pub doc: &'static str,
+/// Why a server parameter may not be set, if so.
+fn refuse(name: &str) -> Option<String> {
+    let owned = postgres::OWNED_PARAMETERS.contains(&name.to_ascii_lowercase().as_str());
+    owned.then(|| "stemma sets it itself".to_owned())
 }
 
-/// All keys.
-pub const KEYS: &[KeyDoc] = &[
-    doc(
-        "commit_mode",
-        "async, semi-sync, quorum, sync",
-        "How many replicas hold a commit before it is acknowledged: none, one, so many that a majority of data nodes has it, or every voter.",
-    ),
-    doc(
-        "strict",
-        "true, false",
-        "With too few replicas: true lets commits wait, false lowers the number through consensus and says so.",
-    ),
-    doc(
-        "sync_from_other_site",
-        "true, false",
-        "At least one acknowledgement comes from another site than the primary's, where the voters allow it.",
-    ),
-    doc(
-        "voter_grace",
-        "a duration",
-        "How long a voter may be unreachable before, with strict = false, commits stop waiting for it.",
-    ),
-    doc("sample_interval", "a duration", "How often each keeper samples its server."),
-    doc("lag_warn", "a duration", "From this lag on a replica is reported as a problem."),
-    doc("slot_retention", "a duration", "How long the slot of an absent member is kept."),
-    doc(
-        "slot_retention_size",
-        "a size",
-        "How much log the slots of absent members may keep before they are dropped, oldest first.",
-    ),
-    doc("clone_rate", "a size", "Upper bound for the rate of a base backup, per second; 0B is unbounded."),
-    doc(
-        "tls",
-        "true, false",
-        "Whether replication and client connections between nodes use TLS under the cluster CA. Off only for servers built without TLS.",
-    ),
-    doc(
-        "postgresql.hba",
-        "a list of texts",
-        "Lines of pg_hba.conf for users and applications, placed after the lines that the cluster itself needs.",
-    ),
-    doc(
-        "postgresql.parameters",
-        "a table",
-        "Server parameters, the same on every node, written as PostgreSQL prints them: 128MB, on, 100.",
-    ),
-];
-
-const fn doc(key: &'static str, values: &'static str, doc: &'static str) -> KeyDoc {
-    KeyDoc { key, values, doc }
-}
-
-/// Parameters that the server reads only when it starts. A keeper tells from the server itself what waits for a
-/// restart; this list is for the plan shown before.
-const RESTART_PARAMETERS: &[&str] = &[
-    "archive_mode",
-    "autovacuum_max_workers",
-    "autovacuum_freeze_max_age",
-    "huge_pages",
-    "max_connections",
-    "max_files_per_process",
-    "max_locks_per_transaction",
-    "max_logical_replication_workers",
-    "max_prepared_transactions",
-    "max_replication_slots",
-    "max_wal_senders",
-    "max_worker_processes",
-    "shared_buffers",
-    "shared_memory_type",
-    "shared_preload_libraries",
-    "superuser_reserved_connections",
-    "track_commit_timestamp",
-    "wal_buffers",
-    "wal_level",
-    "wal_log_hints",
-];
-
-/// Reads cluster settings.
+/// Reads cluster settings; all problems, at their places.
 pub fn parse(text: &str) -> Result<Settings, Vec<Finding>> {
-    toml::from_str(text).map_err(|error| {
-        let span = error.span().unwrap_or(0..0);
-        let message = error.message();
-        let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-        let trouble = match unknown {
-            Some(key) => {
-                let near = did_you_mean(key, KEYS.iter().map(|doc| doc.key.rsplit('.').next().unwrap_or(doc.key)));
-                let hint = near
-                    .map_or("all keys: stemma config explain all".to_owned(), |near| format!("did you mean `{near}`?"));
-                Trouble::config_unknown_key(format!("unknown key `{key}`"), hint)
-            }
-            None => Trouble::config_bad_value(message.to_owned(), "what may be written: stemma config explain KEY"),
-        };
-        vec![Finding::at(text, span, trouble)]
-    })
+    let own = |found: settings::Finding| {
+        let line = text.lines().nth(found.line.saturating_sub(1)).unwrap_or("");
+        let rest = line.chars().skip(found.column.saturating_sub(1));
+        let length = rest.take_while(|c| !c.is_whitespace() && !matches!(c, '=' | ']' | ',')).count();
+        Finding {
+            line: found.line.max(1),
+            column: found.column.max(1),
+            length: length.max(1),
+            code: found.code.to_owned(),
+            reason: found.reason,
+            hint: found.hint,
+        }
+    };
+    settings::parse_toml_with(text, &refuse).map_err(|findings| findings.into_iter().map(own).collect())
 }
 
 /// The settings with single keys changed. An empty value brings back the default.
@@ -138,9 +59,13 @@ pub fn assign(settings: &Settings, assignments: &[String]) -> Result<Settings, T
     let text = toml::to_string(&root)
         .map_err(|error| Trouble::internal("settings could not be written", "").because(error))?;
     parse(&text).map_err(|findings| {
-        let finding = findings.into_iter().next();
-        let (reason, hint) = finding.map_or((String::new(), String::new()), |finding| (finding.reason, finding.hint));
-        Trouble::config_bad_value(reason, hint)
+        let mut trouble = Trouble::config_bad_value("the settings are refused", "stemma config explain KEY");
+        if let Some(finding) = findings.into_iter().next() {
+            trouble.code = model::Code(finding.code.into());
+            trouble.reason = finding.reason;
+            trouble.hint = finding.hint;
+        }
+        trouble
     })
 }
 
@@ -225,30 +150,22 @@ fn flatten(prefix: &str, value: &Value, out: &mut BTreeMap<String, String>) {
 }
 
 /// What differs.
-pub fn diff(old: &Settings, new: &Settings) -> Result<Vec<Change>, Trouble> {
-    let (old, new) = (flat(old)?, flat(new)?);
-    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    Ok(keys
+pub fn diff(old: &Settings, new: &Settings) -> Vec<Change> {
+    settings::diff(old, new)
         .into_iter()
-        .filter(|key| old.get(*key) != new.get(*key))
-        .map(|key| Change {
-            key: key.clone(),
-            old: old.get(key).cloned(),
-            new: new.get(key).cloned(),
-            class: class(key).to_owned(),
+        .map(|change| Change {
+            class: change.class.as_str(),
+            key: change.key,
+            old: change.old,
+            new: change.new,
+            note: change.note,
         })
-        .collect())
+        .collect()
 }
 
-fn class(key: &str) -> &'static str {
-    let parameter = key.strip_prefix("postgresql.parameters.");
-    if parameter.is_some_and(|name| RESTART_PARAMETERS.contains(&name)) { "rolling restart" } else { "reload" }
-}
-
-/// The settings as a file.
-pub fn to_toml(settings: &Settings) -> Result<String, Trouble> {
-    toml::to_string_pretty(settings)
-        .map_err(|error| Trouble::internal("settings could not be written", "").because(error))
+/// The settings as a file, every key with its explanation.
+pub fn to_toml(settings: &Settings) -> String {
+    settings::to_toml(settings)
 }
 
 #[cfg(test)]
@@ -269,6 +186,7 @@ mod tests {
         assert!(!back.strict);
         assert!(back.postgresql.parameters.is_empty());
         assert_eq!(back.commit_mode.as_str(), "sync");
+        assert!(set(&["postgresql.parameters.port=1"]).is_err(), "the port belongs to the node file");
         let dotted = set(&["postgresql.parameters.pg_stat_statements.max=100"]).expect("sound");
         assert_eq!(dotted.postgresql.parameters["pg_stat_statements.max"], "100");
     }
@@ -278,7 +196,7 @@ mod tests {
         for (assignment, code, hint) in [
             ("comit_mode=sync", "ST1102", "did you mean `commit_mode`?"),
             ("strict=perhaps", "ST1103", "write true or false"),
-            ("commit_mode=often", "ST1103", "what may be written: stemma config explain KEY"),
+            ("commit_mode=often", "ST1103", "expected: One of \"async\", \"semi-sync\", \"quorum\", \"sync\""),
             ("commit_mode", "ST1001", "write it as commit_mode=quorum"),
         ] {
             let trouble = set(&[assignment]).expect_err(assignment);
@@ -288,19 +206,24 @@ mod tests {
 
     #[test]
     fn a_difference_names_key_values_and_class() {
-        let new = set(&["strict=true", "postgresql.parameters.shared_buffers=64MB"]).expect("sound");
-        let changes = diff(&Settings::default(), &new).expect("comparable");
-        let lines: Vec<String> = changes
-            .iter()
-            .map(|c| format!("{} {:?} {:?} {}", c.key, c.old.as_deref(), c.new.as_deref(), c.class))
-            .collect();
-        assert_eq!(
-            lines,
-            [
-                "postgresql.parameters.shared_buffers None Some(\"64MB\") rolling restart",
-                "strict Some(\"false\") Some(\"true\") reload"
-            ]
-        );
+        let new = set(&["lag_warn=5s", "postgresql.parameters.shared_buffers=64MB"]).expect("sound");
+        let changes = diff(&Settings::default(), &new);
+        let line = |key: &str| {
+            let change = changes.iter().find(|change| change.key == key).expect(key);
+            format!("{:?} {:?} {}", change.old.as_deref(), change.new.as_deref(), change.class)
+        };
+        assert_eq!(changes.len(), 2);
+        assert_eq!(line("postgresql.parameters.shared_buffers"), "None Some(\"64MB\") restart");
+        assert!(line("lag_warn").ends_with("none"), "{}", line("lag_warn"));
+    }
+
+    #[test]
+    fn problems_of_settings_stand_at_their_place() {
+        let findings =
+            parse("comit_mode = \"sync\"\n[postgresql.parameters]\nport = \"1\"\n").expect_err("two problems");
+        let places: Vec<_> = findings.iter().map(|finding| (finding.line, finding.code.as_str())).collect();
+        assert_eq!(places, [(1, "ST1102"), (3, "ST1103")], "{findings:#?}");
+        assert_eq!(findings[0].length, "comit_mode".len());
     }
 
     #[test]

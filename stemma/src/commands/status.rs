@@ -3,6 +3,7 @@
 use super::Context;
 use crate::cli::StatusArgs;
 use crate::client::Client;
+use crate::render::look::Look;
 use crate::render::{out, status, trouble};
 use model::error::exit;
 use model::status::Verdict;
@@ -59,9 +60,11 @@ fn show(context: &Context, view: &Result<ClusterStatus, Trouble>) {
         };
         return out::line(&line.unwrap_or_default());
     }
+    // Asked anew each time: the window may have been resized.
+    let look = Look::detect(&context.global);
     let text = match view {
-        Ok(view) => status::render(view, &context.look),
-        Err(error) => trouble::text(error, &context.look),
+        Ok(view) => status::render(view, &look),
+        Err(error) => trouble::text(error, &look),
     };
     if context.look.terminal {
         out::raw(&status::redraw(&text));

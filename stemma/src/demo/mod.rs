@@ -135,7 +135,11 @@ async fn watch(
         }
         picture.sample(ledger);
         if attended {
-            out::raw(&keys::for_raw_mode(&status::redraw(&picture.frame(&view, ledger, &context.look))));
+            out::raw(&keys::for_raw_mode(&status::redraw(&picture.frame(
+                &view,
+                ledger,
+                &Look::detect(&context.global),
+            ))));
         } else if Instant::now() >= line_at {
             out::note(&context.look.finish(&picture.line(&view, ledger)));
             line_at += LINE_INTERVAL;

@@ -307,4 +307,4 @@ pub fn redraw(text: &str) -> String {
 
 #[cfg(test)]
 #[path = "status_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -98,7 +98,8 @@ fn cluster(nodes: Vec<NodeStatus>) -> ClusterStatus {
     }
 }
 
-fn three() -> ClusterStatus {
+/// A healthy cluster of three.
+pub(crate) fn three() -> ClusterStatus {
     cluster(vec![
         node(1, "pg-1", Role::Primary, "eu-1a"),
         node(2, "pg-2", Role::Replica, "eu-1b"),

@@ -124,16 +124,16 @@ fn prepare_directory(directory: &Path, user: Option<&nix::unistd::User>) -> Resu
                 return Err(unfit(directory, "it is not empty, and holds no sandbox"));
             }
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory);
-            made.map_err(|error| unfit(directory, error))?;
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(unfit(directory, error)),
     }
-    match user {
-        Some(user) => check_traversable(directory, user),
-        None => Ok(()),
+    // Checked before anything is made: a refusal leaves nothing behind.
+    let existing = directory.ancestors().find(|ancestor| ancestor.exists());
+    if let (Some(user), Some(existing)) = (user, existing) {
+        check_traversable(existing, user)?;
     }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory);
+    made.map_err(|error| unfit(directory, error))
 }
 
 /// The servers run as `user`; each directory on the way must let that user through.
@@ -249,7 +249,7 @@ async fn build(
 ) -> Result<(), Trouble> {
     layout.save()?;
     let settings_file = layout.directory.join("settings.toml");
-    write(&settings_file, &settings::to_toml(settings)?)?;
+    write(&settings_file, &settings::to_toml(settings))?;
     for node in &layout.nodes {
         make_home(node, user)?;
         write(&node.config, &node_toml(node, args, user))?;
@@ -272,7 +272,8 @@ fn make_home(node: &SandboxNode, user: Option<&nix::unistd::User>) -> Result<(),
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
     };
     make(&node.directory, 0o755).map_err(|error| unfit(&node.directory, error))?;
-    make(&node.state_dir, 0o700).map_err(|error| unfit(&node.state_dir, error))?;
+    // The server's user passes through to the socket and to its certificate; listing stays closed.
+    make(&node.state_dir, 0o711).map_err(|error| unfit(&node.state_dir, error))?;
     if let Some(user) = user {
         // The server's user makes the data directory in here.
         nix::unistd::chown(&node.directory, Some(user.uid), Some(user.gid))
@@ -390,7 +391,18 @@ async fn join_one(client: Client, first: SandboxNode, node: SandboxNode, deadlin
     if let Some(upstream) = &node.upstream {
         arguments.extend(["--from".to_owned(), upstream.to_string()]);
     }
-    stemma(&node, &arguments).await
+    loop {
+        match stemma(&node, &arguments).await {
+            // Another join was first, or the cluster was busy. The same key may use its token again.
+            Err(error)
+                if matches!(error.exit, exit::UNREACHABLE | exit::UNKNOWN | exit::CONFLICT)
+                    && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Asks until the first keeper answers and has a majority, which is a matter of moments.
@@ -415,10 +427,9 @@ async fn create_token(
             }
             Err(_) if !keeper_runs(first) => return Err(keeper_ended(first)),
             Err(error) if Instant::now() >= deadline => return Err(error.because(log_tail(&first.log))),
-            Err(error) if matches!(error.exit, exit::UNREACHABLE | exit::UNKNOWN | exit::DENIED | exit::CONFLICT) => {
-                tokio::time::sleep(POLL_INTERVAL).await;
-            }
-            Err(error) => return Err(error),
+            Err(error) if matches!(error.exit, exit::USAGE | exit::REFUSED) => return Err(error),
+            // No answer yet, no majority yet, no token file yet: all of that passes while the keeper comes up.
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }
@@ -533,6 +544,20 @@ mod tests {
         }
         assert_eq!(plan(&args("--cascade n9:n1"), Path::new("/tmp/x")).expect_err("no n9").code.to_string(), "ST2101");
         plan(&args("--nodes 4 --cascade n4:n3 --cascade n3:n2"), Path::new("/tmp/x")).expect("a chain is fine");
+    }
+
+    #[test]
+    fn a_directory_that_the_server_cannot_reach_is_refused_and_left_alone() {
+        let private = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(private.path(), std::fs::Permissions::from_mode(0o700)).expect("our own");
+        let nobody = nix::unistd::User::from_name("nobody").ok().flatten().expect("every system has this user");
+        let directory = private.path().join("sandbox");
+        let trouble = prepare_directory(&directory, Some(&nobody)).expect_err("not reachable");
+        assert_eq!(trouble.code.to_string(), "ST1202");
+        assert!(trouble.causes[0].contains("`nobody`, who may not pass through"), "{trouble:?}");
+        assert!(!directory.exists());
+        std::fs::write(private.path().join("file"), "x").expect("writable");
+        assert!(prepare_directory(private.path(), None).is_err(), "a directory with files is no place for a sandbox");
     }
 
     #[test]

@@ -12,6 +12,10 @@ use tokio::time::Instant;
 /// How often a condition is looked at.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How often new processes of a server are looked for after the first. A keeper may start the server again meanwhile;
+/// that one is not meant any more.
+const ROUNDS_MAX: u32 = 5;
+
 /// The fields of `/proc/PID/stat` from the third on; the second may hold spaces and ends with the last `)`.
 fn stat_fields(pid: i32) -> Option<Vec<String>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -68,16 +72,17 @@ pub fn signal_keeper(node: &SandboxNode, what: Signal) -> Result<u32, Trouble> {
 /// server may start another.
 pub fn signal_server(node: &SandboxNode, what: Signal) -> Result<u32, Trouble> {
     let mut hit = std::collections::BTreeSet::new();
-    loop {
+    for _ in 0..ROUNDS_MAX {
         let fresh: Vec<i32> = server_processes(&node.data_dir).into_iter().filter(|pid| !hit.contains(pid)).collect();
         if fresh.is_empty() {
-            return Ok(u32::try_from(hit.len()).unwrap_or(u32::MAX));
+            break;
         }
         for pid in fresh {
             signal(pid, what)?;
             hit.insert(pid);
         }
     }
+    Ok(u32::try_from(hit.len()).unwrap_or(u32::MAX))
 }
 
 /// Waits until `condition` holds; `false` when the time was over before.
