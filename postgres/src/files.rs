@@ -4,7 +4,7 @@ use crate::os_user::OsUser;
 use model::Trouble;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, lchown};
 use std::path::Path;
 
 /// An operating system refusal, with the path it was about.
@@ -23,10 +23,11 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), Trouble> {
     File::open(dir).and_then(|handle| handle.sync_all()).map_err(|error| refused("sync", dir, &error))
 }
 
-/// Gives a path to the server's user, when there is another than ourselves.
+/// Gives a path to the server's user, when there is another than ourselves. Follows no link: that user could have put
+/// one there, to have root give away the file it points to.
 pub(crate) fn give(path: &Path, user: Option<&OsUser>) -> Result<(), Trouble> {
     let Some(user) = user else { return Ok(()) };
-    chown(path, Some(user.uid), Some(user.gid)).map_err(|error| refused("change the owner of", path, &error))
+    lchown(path, Some(user.uid), Some(user.gid)).map_err(|error| refused("change the owner of", path, &error))
 }
 
 /// Replaces `path` by `body` (mode 0600, owned by the server's user) unless it already holds it. Says whether it
@@ -37,20 +38,39 @@ pub(crate) fn replace(path: &Path, body: &str, user: Option<&OsUser>) -> Result<
     }
     let dir = path.parent().unwrap_or(Path::new("/"));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // A fixed name: what a crash leaves behind is overwritten by the next try.
+    // A fixed name: what a crash left behind makes room for the next try. Made anew rather than opened, since the
+    // server's user could have put a link there, to have root write elsewhere.
     let partial = dir.join(format!("{name}.stemma-tmp"));
+    match fs::remove_file(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(refused("remove", &partial, &error)),
+        Ok(()) | Err(_) => {}
+    }
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
+    options.write(true).create_new(true).mode(0o600);
     let written = options.open(&partial).and_then(|mut file| {
+        if let Some(user) = user {
+            fchown(&file, Some(user.uid), Some(user.gid))?;
+        }
         file.write_all(body.as_bytes())?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.sync_all()
     });
     written.map_err(|error| refused("write", &partial, &error))?;
-    give(&partial, user)?;
     fs::rename(&partial, path).map_err(|error| refused("replace", path, &error))?;
     sync_dir(dir)?;
     Ok(true)
+}
+
+/// Opens a log to append to, owned by the server's user; a link is refused.
+pub(crate) fn open_log(path: &Path, user: Option<&OsUser>) -> Result<File, Trouble> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o640).custom_flags(nix::libc::O_NOFOLLOW);
+    let opened = options.open(path).and_then(|file| {
+        if let Some(user) = user {
+            fchown(&file, Some(user.uid), Some(user.gid))?;
+        }
+        Ok(file)
+    });
+    opened.map_err(|error| refused("open", path, &error))
 }
 
 /// Removes a file; says whether there was one.
@@ -104,5 +124,28 @@ fn may_pass(found: &fs::Metadata, user: &OsUser) -> bool {
         mode & 0o010 != 0
     } else {
         mode & 0o001 != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_planted_link_is_neither_written_through_nor_given_away() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let secret = dir.path().join("secret");
+        fs::write(&secret, "keep").expect("write");
+        let target = dir.path().join("stemma.conf");
+        std::os::unix::fs::symlink(&secret, dir.path().join("stemma.conf.stemma-tmp")).expect("link");
+        std::os::unix::fs::symlink(&secret, dir.path().join("server.log")).expect("link");
+        assert!(replace(&target, "new", None).expect("replace"));
+        assert!(!replace(&target, "new", None).expect("same"));
+        assert_eq!(fs::read_to_string(&target).expect("read"), "new");
+        assert!(fs::symlink_metadata(&target).expect("metadata").is_file());
+        assert!(open_log(&dir.path().join("server.log"), None).is_err());
+        assert_eq!(fs::read_to_string(&secret).expect("read"), "keep");
+        assert!(remove(&target).expect("remove"));
+        assert!(!remove(&target).expect("gone"));
     }
 }

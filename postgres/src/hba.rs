@@ -13,8 +13,8 @@ const DEFAULT_LINES: [&str; 3] = [
     "hostssl all all all scram-sha-256",
 ];
 
-/// Everyone whom the cluster's CA signed may act as the replication role. Members that were removed are kept out by
-/// their role's lines, by slots and by the end of their certificate.
+/// Everyone whom the cluster's CA signed may act as the replication role. A member that was removed can therefore
+/// still connect until its certificate ends or the CA is replaced, unless lines in `replication_hba` refuse its address.
 pub(crate) const IDENT: &str = "# Written by stemma; changes are overwritten.\nstemma /^(.*)$ stemma_replication\n";
 
 /// The text of `pg_hba.conf`.

@@ -5,16 +5,16 @@
 //! another one.
 
 use crate::conf;
-use crate::files::{first_closed_to, private_dir, refused};
+use crate::files::{first_closed_to, open_log, private_dir, refused};
 use crate::os_user::OsUser;
 use crate::spec::ServerSpec;
 use model::Trouble;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{PipeWriter, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -64,7 +64,9 @@ impl Server {
     /// `postmaster.pid` may be left from a crash and its number taken by another process since. So the process must
     /// be a server program that works in this very directory and is no child of another such process.
     pub async fn adopt(spec: &ServerSpec) -> Result<Option<Server>, Trouble> {
-        let Some(pid) = recorded_pid(&spec.data_dir.join("postmaster.pid")) else { return Ok(None) };
+        let recorded = recorded_pid(&spec.data_dir.join("postmaster.pid"));
+        // A single-user server writes its number as a negative one.
+        let Some(pid) = recorded.filter(|pid| *pid > 0) else { return Ok(None) };
         let Some(pidfd) = open_pidfd(pid)? else { return Ok(None) };
         // Looked at after opening: what is true now is true of the process that the pidfd names.
         let Some(place) = Place::of(&spec.data_dir) else { return Ok(None) };
@@ -79,9 +81,7 @@ impl Server {
     /// Starts the server. Does not wait until it answers.
     pub async fn start(spec: &ServerSpec) -> Result<Server, Trouble> {
         prepare_start(spec)?;
-        let log = OpenOptions::new().create(true).append(true).mode(0o640).open(&spec.log_file);
-        let log = log.map_err(|error| refused("open", &spec.log_file, &error))?;
-        crate::files::give(&spec.log_file, spec.user.as_ref())?;
+        let log = open_log(&spec.log_file, spec.user.as_ref())?;
         let second = log.try_clone().map_err(|error| refused("open", &spec.log_file, &error))?;
         let mut command = clean_command(spec, "postgres", true);
         let data_dir = std::path::absolute(&spec.data_dir).map_err(|error| refused("find", &spec.data_dir, &error))?;
@@ -249,7 +249,9 @@ fn prepare_start(spec: &ServerSpec) -> Result<(), Trouble> {
     }
     // PostgreSQL takes any living process of that number for another postmaster. None works in this directory.
     for stale in [spec.data_dir.join("postmaster.pid"), spec.socket_dir.join(format!(".s.PGSQL.{}.lock", spec.port))] {
-        if recorded_pid(&stale).is_some_and(|pid| is_ours(&stale, &spec.data_dir) && !is_server_program(pid)) {
+        if recorded_pid(&stale)
+            .is_some_and(|pid| is_ours(&stale, &spec.data_dir) && !is_server_program(pid.saturating_abs()))
+        {
             tracing::warn!(file = %stale.display(), "removed a lock file left by a server that is gone");
             crate::files::remove(&stale)?;
         }
@@ -277,7 +279,7 @@ fn check_key(key: &Path, user: Option<&OsUser>) -> Result<(), Trouble> {
 fn recorded_pid(path: &Path) -> Option<i32> {
     let text = fs::read_to_string(path).ok()?;
     let pid: i32 = text.lines().next()?.trim().parse().ok()?;
-    pid.checked_abs().filter(|pid| *pid > 0)
+    Some(pid)
 }
 
 /// Line two of a lock file: its data directory.

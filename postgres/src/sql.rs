@@ -1,7 +1,7 @@
 //! The keeper's own connections to its server, over the Unix socket.
 //!
-//! Two of them: one for sampling, which must never wait behind anything, and one for statements that may take long or
-//! wait for replicas. Each is made when needed and made again after a failure.
+//! Three of them, so that none waits behind another: one for sampling, one for control, and one for the commit that has
+//! to wait for replicas. Each is made when needed and made again after a failure.
 
 use crate::initdb::quote_literal;
 use crate::sample::Sampler;
@@ -107,6 +107,7 @@ pub(crate) fn is_state(error: &tokio_postgres::Error, state: &SqlState) -> bool 
 pub struct Sql {
     pub(crate) control: Link,
     sampling: Link,
+    waiting: Link,
     sampler: Sampler,
     superuser: String,
 }
@@ -117,6 +118,8 @@ impl Sql {
         Sql {
             control: Link::new(spec, "SET statement_timeout = '30s'"),
             sampling: Link::new(spec, "SET statement_timeout = '2s'"),
+            // A cancelled wait ends in success with a warning, so this one is never cancelled.
+            waiting: Link::new(spec, "SET statement_timeout = 0; SET lock_timeout = 0; SET synchronous_commit = on"),
             sampler: Sampler::default(),
             superuser: spec.superuser.clone(),
         }
@@ -177,7 +180,14 @@ impl Sql {
             self.control.forget().await;
             return Err(no_answer(deadline));
         };
-        let messages = answer.map_err(|error| failed("a control statement failed", &error))?;
+        let messages = match answer {
+            Ok(messages) => messages,
+            Err(error) => {
+                // A transaction may have been left open in it.
+                self.control.forget().await;
+                return Err(failed("a control statement failed", &error));
+            }
+        };
         let rows = messages.iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
             _ => None,
@@ -271,7 +281,7 @@ impl Sql {
     pub async fn ensure_lineage(&self, epoch: Epoch, node: &NodeName, timeline: Timeline) -> Result<(), Trouble> {
         let node = quote_literal(node.as_str())?;
         let sql = format!(
-            "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL synchronous_commit = on;
+            "BEGIN;
              CREATE SCHEMA IF NOT EXISTS stemma;
              CREATE TABLE IF NOT EXISTS stemma.lineage (epoch bigint PRIMARY KEY, node text NOT NULL,
                  timeline bigint NOT NULL, began_at timestamptz NOT NULL, confirmed_at timestamptz NOT NULL);
@@ -279,16 +289,15 @@ impl Sql {
                  ON CONFLICT (epoch) DO UPDATE SET confirmed_at = excluded.confirmed_at;
              COMMIT"
         );
-        // A cancelled wait ends in success with a warning, so nobody may cancel it: the connection is given up instead.
-        let client = self.control.client().await?;
+        let client = self.waiting.client().await?;
         match tokio::time::timeout(STATEMENT_DEADLINE, client.batch_execute(&sql)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                self.control.forget().await;
+                self.waiting.forget().await;
                 Err(failed("cannot write the epoch into the database", &error))
             }
             Err(_) => {
-                self.control.forget().await;
+                self.waiting.forget().await;
                 Err(Trouble::sql(
                     format!("the replicas have not confirmed epoch {epoch}"),
                     "see which voters stream from this primary",

@@ -176,13 +176,13 @@ fn text(field: &[u8]) -> Result<String, BadArchive> {
 /// Octal digits, or base 256 when the first bit is set (files above 8 GB).
 fn number(field: &[u8]) -> Result<u64, BadArchive> {
     if field[0] & 0x80 != 0 {
-        let digits = field[1..].iter();
-        let value = digits.fold(Some(0u64), |sum, &byte| sum?.checked_mul(256)?.checked_add(u64::from(byte)));
+        let mut digits = field[1..].iter();
+        let value = digits.try_fold(0u64, |sum, &byte| sum.checked_mul(256)?.checked_add(u64::from(byte)));
         return value.ok_or_else(|| BadArchive("a size out of range".to_string()));
     }
-    let digits = field.iter().copied().filter(|byte| !matches!(byte, b' ' | 0));
-    let value = digits.fold(Some(0u64), |sum, byte| match byte {
-        b'0'..=b'7' => sum?.checked_mul(8)?.checked_add(u64::from(byte - b'0')),
+    let mut digits = field.iter().copied().filter(|byte| !matches!(byte, b' ' | 0));
+    let value = digits.try_fold(0u64, |sum, byte| match byte {
+        b'0'..=b'7' => sum.checked_mul(8)?.checked_add(u64::from(byte - b'0')),
         _ => None,
     });
     value.ok_or_else(|| BadArchive("a number that is none".to_string()))

@@ -181,7 +181,14 @@ async fn receive_timeline(
                         return Err(WireError::Protocol(told).into());
                     }
                     position.0 += bytes.len() as u64;
-                    hand_over(orders, Order::Log { start, bytes }).await?;
+                    let mut order = std::pin::pin!(hand_over(orders, Order::Log { start, bytes }));
+                    // The disk may be slower than the server is patient: it hears of us while we wait.
+                    loop {
+                        tokio::select! {
+                            handed = &mut order => break handed?,
+                            _ = tick.tick() => send_status(client, *position, flushed).await?,
+                        }
+                    }
                 }
                 Message::Keepalive { reply_wanted: true } => send_status(client, *position, flushed).await?,
                 Message::Keepalive { reply_wanted: false } => {}

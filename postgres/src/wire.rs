@@ -514,7 +514,7 @@ mod tests {
     fn an_error_response_is_read_field_by_field() {
         let error = ServerError::parse(b"SFEHLER\0VFATAL\0C28P01\0Mno such password\0Dbecause\0\0");
         assert_eq!(error.to_string(), "FATAL: no such password (SQLSTATE 28P01); because");
-        let trouble = WireError::Server(Box::new(error)).into_trouble("login", |a, b| Trouble::link_down(a, b));
+        let trouble = WireError::Server(Box::new(error)).into_trouble("login", Trouble::link_down);
         assert!(trouble.is("ST8003"), "{trouble}");
     }
 }

@@ -416,3 +416,84 @@ impl Sink for Files {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::WallTime;
+
+    fn target(root: &Path) -> Target {
+        let data_dir = root.join("data");
+        prepare_directory(&data_dir, None).expect("made");
+        let plan = Plan { data_dir, owner: None, fsync: false, system_id: SystemId(1) };
+        let spaces = vec![Space { oid: 16384, path: root.join("spaces/16384"), linked: true }];
+        let mut marker = Marker::new("h:1", WallTime(0), true);
+        let target = Target::open(plan, spaces, &mut marker, Arc::default()).expect("opened");
+        let written = Marker::read(&root.join("data")).expect("readable").expect("ours");
+        assert_eq!(written.tablespaces.len(), 1, "the marker names what is filled");
+        target
+    }
+
+    fn take(files: &mut Files, path: &str, kind: Kind) -> Result<(), String> {
+        let file = matches!(kind, Kind::File { .. });
+        files.entry(Entry { path: path.into(), kind }).map_err(|failed| failed.into_trouble().to_string())?;
+        if file {
+            files.data(b"x").map_err(|failed| failed.into_trouble().to_string())?;
+            files.end_of_file().map_err(|failed| failed.into_trouble().to_string())?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn links_lead_to_tablespaces_only_and_nothing_is_written_through_them() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let mut files = target(root.path()).files;
+        let link = |to: &str| Kind::Symlink { target: to.into() };
+        let file = || Kind::File { size: 1 };
+        take(&mut files, "pg_tblspc", Kind::Directory).expect("a directory");
+        for bad in ["pg_tblspc/1", "pg_tblspc/16384x", "base", "pg_wal"] {
+            assert!(take(&mut files, bad, link("/etc")).is_err(), "{bad}");
+        }
+        take(&mut files, "pg_tblspc/16384", link("/wherever/the/source/has/it")).expect("a tablespace");
+        let here = fs::read_link(root.path().join("data/pg_tblspc/16384")).expect("a link");
+        assert_eq!(here, root.path().join("spaces/16384"), "the source does not say where links lead");
+        let through = take(&mut files, "pg_tblspc/16384/x", file()).expect_err("refused");
+        assert!(through.contains("leads through a link"), "{through}");
+        files.area = files.area_of(Some(16384)).unwrap_or_else(|trouble| panic!("{trouble}"));
+        take(&mut files, "PG_15/x", Kind::File { size: 1 }).expect_err("its directory did not come");
+        files.open = None;
+        take(&mut files, "PG_15", Kind::Directory).expect("a directory");
+        take(&mut files, "PG_15/x", file()).expect("a file");
+        assert!(files.received.contains_key("pg_tblspc/16384/PG_15/x"), "named as in the manifest");
+        assert!(files.area_of(Some(1)).is_err(), "a tablespace nobody named");
+    }
+
+    #[test]
+    fn the_control_file_is_held_back_and_the_marker_cannot_be_overwritten() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let mut files = target(root.path()).files;
+        let data_dir = root.path().join("data");
+        take(&mut files, "global", Kind::Directory).expect("a directory");
+        for path in [CONTROL, MARKER] {
+            take(&mut files, path, Kind::File { size: 1 }).expect("taken");
+            assert!(files.received.contains_key(path));
+        }
+        assert!(data_dir.join(CONTROL_HELD_BACK).exists() && !data_dir.join(CONTROL).exists());
+        assert!(Marker::read(&data_dir).expect("readable").is_some(), "the source's file did not replace ours");
+        assert!(take(&mut files, CONTROL, Kind::File { size: 1 }).is_err(), "twice");
+    }
+
+    #[test]
+    fn tablespaces_that_would_lie_in_the_copy_or_nowhere_are_refused() {
+        let place = |location: &str, root: Option<&Path>| {
+            let space = SourceSpace { oid: 7, location: location.into(), bytes: 0 };
+            place_spaces(Path::new("/d/data"), root, &[space]).map(|spaces| spaces[0].path.clone())
+        };
+        for bad in ["/d/data/x", "/d", "relative", "/a/../d", "pg_tblspc/8", ""] {
+            assert!(place(bad, None).is_err(), "{bad}");
+        }
+        assert_eq!(place("/a/b", None), Ok("/a/b".into()));
+        assert_eq!(place("/a/b", Some(Path::new("/r"))), Ok("/r/7".into()));
+        assert_eq!(place("pg_tblspc/7", Some(Path::new("/r"))), Ok("/d/data/pg_tblspc/7".into()));
+    }
+}
