@@ -165,6 +165,8 @@ fn new_member(request: &JoinRequest, id: NodeId, upstream: Option<NodeId>, now: 
         postgres_host: request.postgres_host.clone(),
         postgres_port: request.postgres_port,
         key_fingerprint: request.key_fingerprint.clone(),
+        next_key_fingerprint: None,
+        certificate_order: 0,
         stage: Stage::Joining,
         joined_at: now,
     }

@@ -56,6 +56,7 @@ pub fn decide(
         Command::RejoinNode { node } => nodes::rejoin(state, node, context),
         Command::ReinitNode { node } => nodes::reinit(state, node, context),
         Command::RollingRestart { only_pending, nodes } => rolling_restart(state, *only_pending, nodes, context),
+        Command::RotateCertificates { node } => nodes::rotate_certificates(state, node.as_ref(), context),
         Command::CancelOperation { id } => cancel_operation(state, id, context),
     }
 }

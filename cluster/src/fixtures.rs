@@ -30,6 +30,8 @@ pub fn member(id: u64, text: &str) -> Member {
         postgres_host: format!("h{id}"),
         postgres_port: 5432,
         key_fingerprint: format!("key{id}"),
+        next_key_fingerprint: None,
+        certificate_order: 0,
         stage: Stage::Active,
         joined_at: NOW,
     }

@@ -7,7 +7,10 @@ mod durability;
 mod link;
 mod node;
 mod problems;
+mod unknown;
 mod words;
+
+pub use unknown::unknown;
 
 use crate::lag::LagTracker;
 use link::Link;

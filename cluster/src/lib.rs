@@ -5,6 +5,7 @@
 pub mod admission;
 pub mod consensus_group;
 pub mod decide;
+pub mod desire;
 pub mod history;
 pub mod judge;
 pub mod lag;

@@ -37,6 +37,8 @@ pub fn member(id: u64) -> Member {
         postgres_host: format!("h{id}"),
         postgres_port: 5432,
         key_fingerprint: "f".into(),
+        next_key_fingerprint: None,
+        certificate_order: 0,
         stage: Stage::Active,
         joined_at: WallTime(WALL.0 - 86_400_000),
     }

@@ -3,10 +3,20 @@
 //! Floor 4: it does what `cluster` decides, through `postgres` and `consensus`.
 
 pub mod clock;
+pub mod driver;
+pub mod enrol;
 mod files;
 pub mod identity;
+mod local;
 pub mod mesh;
+pub mod node;
+pub mod node_config;
+pub mod observations;
 pub mod pki;
+mod sampler;
+pub mod store;
 pub mod token;
 
-pub use identity::{IdentityFiles, NodeIdentity};
+pub use identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
+pub use node::Keeper;
+pub use node_config::{Listen, NodeConfig, PostgresqlNode};

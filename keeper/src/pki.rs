@@ -12,8 +12,8 @@ mod verify;
 
 pub use context::TlsContext;
 pub use issue::{
-    PeerIdentity, ca_sha256, client_identity_from_cert, identity_uri, key_fingerprint_of_cert, key_fingerprint_of_csr,
-    make_ca, make_key_and_csr, server_name, sign,
+    PeerIdentity, ca_sha256, client_identity_from_cert, csr_for_key, identity_uri, key_fingerprint_of_cert,
+    key_fingerprint_of_csr, make_ca, make_key_and_csr, server_name, sign,
 };
 pub use refusal::handshake_trouble;
 pub(crate) use refusal::tls_trouble;

@@ -76,6 +76,11 @@ pub enum Command {
         /// Only these; empty for all.
         nodes: Vec<NodeName>,
     },
+    /// Have nodes make new keys and certificates.
+    RotateCertificates {
+        /// Which; all when absent.
+        node: Option<NodeName>,
+    },
     /// End a running operation before its next step.
     CancelOperation {
         /// Which.

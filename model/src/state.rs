@@ -125,6 +125,12 @@ pub struct Member {
     /// SHA-256 of the public key of the certificate it may present, in hex. Certificates are renewed for the same key
     /// or re-bound here when the key changes.
     pub key_fingerprint: String,
+    /// A key that is about to replace it: accepted too, so that a rotation cuts no connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_key_fingerprint: Option<String>,
+    /// Number of the last order to make a new key and certificate; the node obeys what it has not obeyed yet.
+    #[serde(default)]
+    pub certificate_order: u64,
     /// Where it is in its life.
     pub stage: Stage,
     /// When it was admitted, for people.
@@ -135,6 +141,10 @@ impl Member {
     /// Whether it may acknowledge commits, by what it is (not by how it is doing).
     pub fn may_vote_for_commits(&self) -> bool {
         !self.witness && self.kind != ReplicaKind::Delayed && self.upstream.is_none()
+    }
+    /// Whether a certificate for this key may speak for the member.
+    pub fn holds_key(&self, fingerprint: &str) -> bool {
+        self.key_fingerprint == fingerprint || self.next_key_fingerprint.as_deref() == Some(fingerprint)
     }
     /// `host:port` of the database.
     pub fn postgres_address(&self) -> String {

@@ -10,7 +10,7 @@ mod source;
 mod sync;
 mod target;
 
-pub use half_made::{MARKER, discard_half_made};
+pub use half_made::{MARKER, discard_half_made, mark_for_removal};
 pub use model::observe::CloneProgress;
 
 use crate::os_user::OsUser;

@@ -21,10 +21,9 @@ pub mod sql;
 pub mod untar;
 pub mod wal;
 pub mod wire;
+mod written;
 
-pub use conf::{
-    ConfigChange, OWNED_PARAMETERS, ServerConfig, ServerRole, validate_parameter, write_config,
-};
+pub use conf::{ConfigChange, OWNED_PARAMETERS, ServerConfig, ServerRole, validate_parameter, write_config};
 pub use control_file::{ControlFile, ControlState, read_control_file};
 pub use data_dir::{DataDir, check_data_dir};
 pub use initdb::initdb;
@@ -35,3 +34,4 @@ pub use process::{
 };
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
 pub use sql::Sql;
+pub use written::written_parameter;

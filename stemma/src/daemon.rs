@@ -1,10 +1,76 @@
-//! What `stemma run`, `init` and `join` do on a node. The command line calls these; everything behind them is the
-//! keeper's.
+//! What `stemma run`, `init` and `join` do on a node: the keeper, its API and its life under systemd, assembled.
 
-use crate::node_file::NodeFile;
+mod adopt;
+
+use crate::node_file::{self, NodeFile};
+use console::Backend;
+use futures_util::future::BoxFuture;
+use keeper::enrol;
+use keeper::token::JoinToken;
+use keeper::{Keeper, Listen, NodeConfig, PostgresqlNode};
 use model::names::{ClusterName, NodeName, Site};
-use model::{ReplicaKind, Role, Trouble};
+use model::{
+    Actor, ClusterState, ClusterStatus, Command, Millis, NodeSample, Outcome, ReplicaKind, Role, Settings, Trouble,
+};
+use postgres::DataDir;
+use sd_notify::NotifyState;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often systemd's watchdog is fed, if it watches.
+const WATCHDOG_INTERVAL: Duration = Duration::from_secs(2);
+/// A driver that has not turned for this long is stuck: the watchdog is not fed any more.
+const STUCK_AFTER: Millis = Millis(60_000);
+/// How long the API may take to hear of the cluster's state before it answers that it does not know.
+const FIRST_STATUS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The API's view of a keeper.
+struct KeeperBackend {
+    keeper: Arc<Keeper>,
+}
+
+impl Backend for KeeperBackend {
+    fn status(&self) -> Arc<ClusterStatus> {
+        self.keeper.status().unwrap_or_else(|| Arc::new(self.keeper.unknown_status()))
+    }
+    fn state(&self) -> Option<Arc<ClusterState>> {
+        self.keeper.state()
+    }
+    fn sample(&self) -> Option<Arc<NodeSample>> {
+        self.keeper.sample()
+    }
+    fn node(&self) -> NodeName {
+        self.keeper.name().clone()
+    }
+    fn liveness(&self) -> Millis {
+        self.keeper.since_turn()
+    }
+    fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>> {
+        Box::pin(self.keeper.command(command, actor, dry_run))
+    }
+    fn authorise(&self, bearer: Option<&str>) -> Result<String, Trouble> {
+        match bearer {
+            Some(token) if same_secret(token.as_bytes(), self.keeper.api_token().as_bytes()) => {
+                Ok(format!("operator@{}", self.keeper.name()))
+            }
+            Some(_) => Err(Trouble::denied(
+                "the token is not valid on this node",
+                "each start of a keeper makes a new one: read `api.token` in its state directory again",
+            )),
+            None => Err(Trouble::denied(
+                "changes need a token",
+                "send `Authorization: Bearer` with the content of `api.token` in the node's state directory",
+            )),
+        }
+    }
+}
+
+/// Compares without telling by its duration where the difference is.
+fn same_secret(given: &[u8], right: &[u8]) -> bool {
+    given.len() == right.len() && given.iter().zip(right).fold(0u8, |sum, (a, b)| sum | (a ^ b)) == 0
+}
 
 /// What `stemma init` was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,17 +107,234 @@ pub struct JoinOptions {
     pub priority: u32,
 }
 
-/// Runs the keeper of this node until it is told to stop.
-pub async fn run(_node_file: NodeFile) -> Result<(), Trouble> {
-    Err(Trouble::internal("not assembled yet", "build the keeper"))
-}
+/// Failover preference of a node for which nobody chose one.
+const PRIORITY_DEFAULT: u32 = 100;
 
 /// Makes a new cluster with this node as its first. Returns the sentence for people.
-pub async fn init(_node_file: NodeFile, _options: InitOptions) -> Result<String, Trouble> {
-    Err(Trouble::internal("not assembled yet", "build the keeper"))
+pub async fn init(node_file: NodeFile, options: InitOptions) -> Result<String, Trouble> {
+    install_tls_provider();
+    let config = config(node_file);
+    let mut settings = match &options.settings_file {
+        Some(path) => settings_from(path)?,
+        None => Settings::default(),
+    };
+    let installation = preflight(&config, options.adopt.is_some())?;
+    if let Some(installation) = &installation
+        && !installation.has_ssl
+        && settings.tls
+    {
+        return Err(Trouble::settings_refused(
+            "this PostgreSQL was built without TLS, and the settings ask for TLS between the servers",
+            "install a build with TLS, or begin with `tls = false` in a settings file (stemma init --settings FILE)",
+        ));
+    }
+    let adopt = match options.adopt {
+        Some(adopt) => Some(adopt::prepare(&config, &adopt.superuser, &mut settings).await?),
+        None => None,
+    };
+    let adopted = adopt.is_some();
+    let enrolled = enrol::init(
+        &config,
+        enrol::InitOptions { cluster: options.cluster, settings, priority: PRIORITY_DEFAULT, adopt },
+    )?;
+    let what = if adopted { "takes over its database" } else { "builds its first database" };
+    Ok(format!("cluster {} made; `stemma run` {what} ({} is its first node)", enrolled.cluster, config.name))
 }
 
 /// Brings this node into the cluster that made `token`. Returns the sentence for people.
-pub async fn join(_node_file: NodeFile, _token: String, _options: JoinOptions) -> Result<String, Trouble> {
-    Err(Trouble::internal("not assembled yet", "build the keeper"))
+pub async fn join(node_file: NodeFile, token: String, options: JoinOptions) -> Result<String, Trouble> {
+    install_tls_provider();
+    let token: JoinToken = token.parse()?;
+    let mut config = config(node_file);
+    if let Some(site) = options.site {
+        config.site = site;
+    }
+    let installation = preflight(&config, false)?;
+    let enrolled = enrol::join(
+        &config,
+        &token,
+        enrol::JoinOptions {
+            kind: options.kind,
+            apply_delay_ms: options.apply_delay_ms,
+            from: options.from,
+            priority: options.priority,
+        },
+        installation.map(|installation| installation.major),
+    )
+    .await?;
+    let what = if config.postgresql.is_some() { "clones the database and follows" } else { "votes" };
+    Ok(format!("{} is node {} of cluster {}; `stemma run` {what}", config.name, enrolled.node, enrolled.cluster))
+}
+
+/// What can be known to go wrong before anything is written: programs, directory, ports.
+fn preflight(config: &NodeConfig, with_data: bool) -> Result<Option<postgres::Installation>, Trouble> {
+    free_port("keeper", &config.keeper.listen)?;
+    free_port("api", &config.api.listen)?;
+    let Some(node) = &config.postgresql else { return Ok(None) };
+    let installation = postgres::find_installation(node.bin_dir.as_deref())?;
+    let user = postgres::server_user(node.run_as.as_deref())?;
+    match postgres::check_data_dir(&node.data_dir, user.as_ref())? {
+        DataDir::Missing | DataDir::Empty if with_data => Err(Trouble::directory_unfit(
+            format!("{} holds no database to adopt", node.data_dir.display()),
+            "set [postgresql] data_dir to the directory of the server that is to be adopted",
+        )),
+        DataDir::Cluster(found) if with_data && found.major != installation.major => Err(Trouble::version_mismatch(
+            format!("the data is of PostgreSQL {}, the programs are {}", found.major, installation.major),
+            "set [postgresql] bin_dir to the programs of that version",
+        )),
+        DataDir::Cluster(found) if !with_data => Err(Trouble::directory_unfit(
+            format!("{} is not empty: it holds database {}", node.data_dir.display(), found.system_id),
+            "choose an empty directory; to begin a cluster with this database use `stemma init --adopt`",
+        )),
+        DataDir::HalfMade { what } => Err(Trouble::directory_unfit(
+            format!("{} is not empty: it holds what an interrupted {what} left", node.data_dir.display()),
+            "empty it, or choose another directory",
+        )),
+        DataDir::Missing | DataDir::Empty => {
+            free_port("postgresql", &format!("{}:{}", listen_host(&node.listen), node.port))?;
+            Ok(Some(installation))
+        }
+        DataDir::Cluster(_) => Ok(Some(installation)),
+    }
+}
+
+/// The first address of `listen_addresses`, as something to bind.
+fn listen_host(listen: &str) -> String {
+    match listen.split(',').map(str::trim).find(|host| !host.is_empty()) {
+        None | Some("*") => "0.0.0.0".to_owned(),
+        Some(host) => host.to_owned(),
+    }
+}
+
+fn free_port(section: &str, address: &str) -> Result<(), Trouble> {
+    match std::net::TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Trouble::port_taken(
+            format!("[{section}] cannot listen on {address}"),
+            "choose another port in the node file, or stop what uses it (`ss -ltnp` shows it)",
+        )
+        .because(error)),
+    }
+}
+
+fn settings_from(path: &std::path::Path) -> Result<Settings, Trouble> {
+    let text = node_file::read_text(path)?;
+    let refuse = |name: &str| postgres::validate_parameter(name, "1").err().map(|trouble| trouble.reason);
+    cluster::settings::parse_toml_with(&text, &refuse).map_err(|findings| {
+        let first = findings.into_iter().next();
+        match first {
+            Some(finding) => Trouble::settings_refused(
+                format!("{}:{}: {}", path.display(), finding.line, finding.reason),
+                finding.hint,
+            ),
+            None => Trouble::settings_refused(format!("{} was refused", path.display()), "stemma config check FILE"),
+        }
+    })
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("STEMMA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=off"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // Fails only if a log was set up already, which is as good.
+    let _ = log.try_init();
+}
+
+/// Runs the keeper of this node until it is told to stop.
+pub async fn run(node_file: NodeFile) -> Result<(), Trouble> {
+    start_log();
+    install_tls_provider();
+    let mut terminate = on(SignalKind::terminate())?;
+    let mut interrupt = on(SignalKind::interrupt())?;
+    let mut hangup = on(SignalKind::hangup())?;
+    let api = node_file.api.listen;
+    let keeper = Keeper::start(config(node_file)).await?;
+    let stopping = keeper.stopping();
+    let backend = Arc::new(KeeperBackend { keeper: keeper.clone() });
+    let served = match console::serve(api, backend, stopping.clone()).await {
+        Ok(served) => served,
+        Err(trouble) => {
+            keeper.stop().await;
+            return Err(trouble);
+        }
+    };
+    tracing::info!(node = %keeper.name(), id = %keeper.id(), api = %api, "keeper runs");
+    wait_for_first_status(&keeper).await;
+    notify(&[NotifyState::Ready]);
+    let mut watchdog = tokio::time::interval(WATCHDOG_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(&keeper),
+            _ = watchdog.tick() => {
+                if keeper.since_turn() < STUCK_AFTER {
+                    notify(&[NotifyState::Watchdog]);
+                }
+            }
+        }
+    }
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("keeper stops; the database server goes on and is adopted by the next keeper");
+    keeper.stop().await;
+    served.abort();
+    Ok(())
+}
+
+fn reload(keeper: &Keeper) {
+    notify(&[NotifyState::Reloading]);
+    match keeper.reload() {
+        Ok(()) => tracing::info!("certificates read again"),
+        Err(trouble) => tracing::error!(%trouble, hint = trouble.hint, "reload failed; what was in force stays"),
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+async fn wait_for_first_status(keeper: &Keeper) {
+    let mut judgements = keeper.judgements();
+    let known = judgements.wait_for(|count| *count > 0);
+    if tokio::time::timeout(FIRST_STATUS_DEADLINE, known).await.is_err() {
+        tracing::warn!("no majority answers yet; the keeper goes on trying");
+    }
+}
+
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Trouble> {
+    signal(kind).map_err(|error| Trouble::os("a signal handler could not be set", "").because(error))
+}
+
+fn install_tls_provider() {
+    // Fails only if one is installed already, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// The node file in the keeper's words.
+fn config(file: NodeFile) -> NodeConfig {
+    NodeConfig {
+        name: file.name,
+        site: file.site,
+        state_dir: file.state_dir,
+        keeper: Listen { listen: file.keeper.listen.to_string(), advertise: file.keeper.advertise },
+        api: Listen { listen: file.api.listen.to_string(), advertise: file.api.advertise },
+        postgresql: file.postgresql.map(|node| PostgresqlNode {
+            data_dir: node.data_dir,
+            listen: node.listen,
+            port: node.port,
+            advertise: node.advertise,
+            bin_dir: node.bin_dir,
+            run_as: node.run_as,
+            tablespace_root: None,
+        }),
+        consensus: match file.consensus {
+            node_file::ConsensusChoice::Embedded => keeper::ConsensusChoice::Embedded,
+            node_file::ConsensusChoice::Etcd { endpoints, user, password_file: _, ca_file } => {
+                keeper::ConsensusChoice::Etcd { endpoints, prefix: "/stemma".into(), user, password: None, ca: ca_file }
+            }
+        },
+    }
 }

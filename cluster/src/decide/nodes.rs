@@ -102,6 +102,23 @@ fn check_strict(before: &ClusterState, after: &ClusterState, name: &NodeName) ->
     Err(trouble)
 }
 
+/// Orders new keys and certificates; each node obeys by itself, a silent one when it is back.
+pub(super) fn rotate_certificates(state: &ClusterState, node: Option<&NodeName>, context: &Context<'_>) -> Decided {
+    let chosen = match node {
+        Some(name) => vec![member_named(state, name)?.id],
+        None => state.members.keys().copied().collect(),
+    };
+    let mut next = state.clone();
+    next.next_order += 1;
+    for member in next.members.values_mut().filter(|member| chosen.contains(&member.id)) {
+        member.certificate_order = state.next_order;
+    }
+    let whose = node.map_or_else(|| "all nodes".to_owned(), |name| format!("`{name}`"));
+    let text = format!("new keys and certificates ordered for {whose}");
+    history::record(&mut next, context.now, "certificates-ordered", node, text.clone(), &context.actor.name);
+    Ok((next, outcome(text)))
+}
+
 /// Changes what a node is.
 pub(super) fn set(state: &ClusterState, name: &NodeName, patch: &NodePatch, context: &Context<'_>) -> Decided {
     let member = member_named(state, name)?;

@@ -74,6 +74,19 @@ pub fn make_key_and_csr(name: &NodeName) -> (String, String) {
     (key.serialize_pem(), request.pem().expect("DER always fits PEM"))
 }
 
+/// A request for a new certificate of a key that the node has already, PEM.
+pub fn csr_for_key(key_pem: &str, name: &NodeName) -> Result<String, Trouble> {
+    let unfit = |error: rcgen::Error| {
+        Trouble::certificate_refused("the node's private key cannot be used", "rotate it: stemma cert rotate")
+            .because(error)
+    };
+    let key = KeyPair::from_pem(key_pem).map_err(unfit)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name.as_str());
+    params.serialize_request(&key).and_then(|request| request.pem()).map_err(unfit)
+}
+
 /// Signs a request: the certificate, PEM. Of the request only the public key is taken, and that its sender holds the
 /// private one; who the certificate names is said by the arguments.
 #[expect(clippy::too_many_arguments, reason = "each is one fact of the certificate")]

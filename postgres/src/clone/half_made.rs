@@ -71,6 +71,28 @@ impl Marker {
     }
 }
 
+/// Turns a complete data directory into a half-made one, so that `discard_half_made` removes it and no server of ours
+/// starts on it, whenever the removal is cut off. Tablespaces that it links to are removed with it.
+pub fn mark_for_removal(data_dir: &Path, owner: Option<&OsUser>, now: WallTime) -> Result<(), Trouble> {
+    let failed = |error: io::Error| {
+        Trouble::directory_unfit(format!("{} cannot be marked for removal", data_dir.display()), "see the cause")
+            .because(error)
+    };
+    let mut marker = Marker::new("removal", now, false);
+    let links = match fs::read_dir(data_dir.join("pg_tblspc")) {
+        Ok(links) => links.collect::<io::Result<Vec<_>>>().map_err(failed)?,
+        Err(error) if absent(&error) => Vec::new(),
+        Err(error) => return Err(failed(error)),
+    };
+    for link in links {
+        if link.file_type().map_err(failed)?.is_symlink() {
+            let path = fs::read_link(link.path()).map_err(failed)?;
+            marker.tablespaces.push(MarkedSpace { path, made: false });
+        }
+    }
+    marker.write(data_dir, owner).map_err(failed)
+}
+
 fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

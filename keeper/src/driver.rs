@@ -1,0 +1,444 @@
+//! The one task that acts on this node's database server: it looks at the situation, asks `cluster::desire` what to do
+//! next, and does that one thing. Nothing else in the keeper starts, stops, configures or copies the server.
+
+mod clone;
+mod configure;
+mod operate;
+mod serve;
+
+pub(crate) use configure::server_files_dir;
+pub(crate) use serve::has_stopped;
+
+use crate::clock;
+use crate::files;
+use crate::local::{Local, Phase};
+use crate::node_config::{NodeConfig, PostgresqlNode};
+use crate::observations::Observations;
+use crate::pki::TlsContext;
+use crate::store::{Store, Versioned};
+use cluster::admission;
+use cluster::desire::{Control, Data, Desire, Lineage, Process, Situation, desire};
+use model::observe::{ServerFacts, ServerState};
+use model::state::{Secrets, Stage};
+use model::units::{Millis, Moment};
+use model::{ClusterState, Lsn, NodeId, NodeSample, Role, Trouble};
+use postgres::{DataDir, Server, ServerConfig, ServerSpec, Sql, StopMode};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The driver looks at least this often, whatever happens.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a fast stop may take before the server's processes are killed.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// How long killing everything may take.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// First pause after a server that would not start; doubled up to `START_PAUSE_MAX`.
+const START_PAUSE_MIN: Millis = Millis(250);
+/// See `START_PAUSE_MIN`.
+const START_PAUSE_MAX: Millis = Millis(30_000);
+/// A server that ran this long had started well: the next crash is a new story.
+const STEADY_AFTER: Millis = Millis(60_000);
+/// A receiver that is away for longer than this, with an upstream that answers, is starved.
+const STARVED_AFTER: Millis = Millis(3_000);
+/// How often a starved replica asks again whether it may follow.
+const LINEAGE_AGAIN_AFTER: Millis = Millis(10_000);
+
+/// What the driver is made of.
+pub struct Parts {
+    /// This node.
+    pub me: NodeId,
+    /// Its configuration.
+    pub config: NodeConfig,
+    /// The database part of it.
+    pub node: PostgresqlNode,
+    /// The server to be run.
+    pub spec: ServerSpec,
+    /// The cluster's state.
+    pub store: Store,
+    /// What is heard of others.
+    pub observations: Arc<Observations>,
+    /// Shared with sampler and API.
+    pub local: Arc<Local>,
+    /// Certificates.
+    pub tls: Arc<TlsContext>,
+}
+
+/// See the module.
+pub struct Driver {
+    parts: Parts,
+    sql: Arc<Sql>,
+    lineage_note: Option<tokio::task::JoinHandle<()>>,
+    server: Option<Server>,
+    started_at: Moment,
+    failures: u32,
+    start_not_before: Moment,
+    control: Option<Control>,
+    lineage: Lineage,
+    lineage_asked_at: Option<Moment>,
+    reinit_begun: u64,
+    written: Option<ServerConfig>,
+    sync_names: Option<String>,
+    floors: BTreeMap<NodeId, Lsn>,
+    last_streaming: BTreeMap<NodeId, Moment>,
+    receiver_seen_at: Moment,
+    prepared_server: bool,
+    wait_sample: u64,
+    clone_attempts: u32,
+    clone_error: Option<String>,
+}
+
+/// Everything a turn works with.
+struct Turn {
+    state: Arc<Versioned<ClusterState>>,
+    secrets: Arc<Versioned<Secrets>>,
+    now: Moment,
+}
+
+impl Driver {
+    /// A driver that adopts a server which already runs on the data directory.
+    pub async fn new(parts: Parts) -> Result<Driver, Trouble> {
+        let sql = Arc::new(Sql::new(&parts.spec));
+        let server = Server::adopt(&parts.spec).await?;
+        let now = clock::now();
+        if let Some(server) = &server {
+            tracing::info!(pid = server.pid(), "database server adopted");
+            parts.local.set_phase(Phase::Alive);
+        }
+        let reinit_begun = match files::read_private(&reinit_file(&parts.config))? {
+            Some(text) => String::from_utf8_lossy(&text).trim().parse().unwrap_or(0),
+            None => 0,
+        };
+        let wait_sample = parts.local.next_sample();
+        Ok(Driver {
+            sql,
+            lineage_note: None,
+            server,
+            started_at: now,
+            failures: 0,
+            start_not_before: now,
+            control: None,
+            lineage: Lineage::Unknown,
+            lineage_asked_at: None,
+            reinit_begun,
+            written: None,
+            sync_names: None,
+            floors: BTreeMap::new(),
+            last_streaming: BTreeMap::new(),
+            receiver_seen_at: now,
+            prepared_server: false,
+            wait_sample,
+            clone_attempts: 0,
+            clone_error: None,
+            parts,
+        })
+    }
+
+    /// Drives until `stop`. The server itself is left running: it may outlive its keeper.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut states = self.parts.store.changes();
+        let mut samples = self.parts.observations.own_changes();
+        let local = self.parts.local.clone();
+        loop {
+            let went_on = match self.turn(&stop).await {
+                Ok(went_on) => went_on,
+                Err(trouble) => {
+                    if local.set_error(Some((trouble.code.to_string(), trouble.to_string()))) {
+                        tracing::warn!(%trouble, hint = trouble.hint, "the server could not be driven on");
+                    }
+                    false
+                }
+            };
+            local.turned();
+            if went_on && !stop.is_cancelled() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let exited = async {
+                match &self.server {
+                    Some(server) => server.exited().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = exited => {}
+                changed = states.changed() => if changed.is_err() { return },
+                changed = samples.changed() => if changed.is_err() { return },
+                () = local.drive_now.notified() => {}
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+
+    /// One look and one action. Returns whether to look again at once.
+    async fn turn(&mut self, stop: &CancellationToken) -> Result<bool, Trouble> {
+        let (Some(state), Some(secrets)) = (self.parts.store.state(), self.parts.store.secrets()) else {
+            self.parts.local.set_doing(Some("waiting for the cluster's state".into()));
+            return Ok(false);
+        };
+        let turn = Turn { state, secrets, now: clock::now() };
+        self.reap(&turn).await?;
+        let sample = self.parts.observations.own().filter(|sample| sample.seq >= self.wait_sample);
+        if self.server.is_some() && sample.is_none() {
+            return Ok(false);
+        }
+        let facts = sample.as_deref().and_then(running_facts);
+        if let Some(facts) = facts {
+            self.note(facts, turn.now);
+        }
+        let data = self.data()?;
+        let process = match (&self.server, facts) {
+            (None, _) => Process::Stopped,
+            (Some(_), None) => Process::Starting,
+            (Some(_), Some(facts)) => Process::Running(facts),
+        };
+        let upstream_ready = self.upstream_ready(&turn);
+        let wanted = desire(&Situation {
+            me: self.parts.me,
+            state: &turn.state.value,
+            data,
+            process,
+            reinit_begun: self.reinit_begun,
+            lineage: self.lineage.clone(),
+            upstream_ready,
+            starved: turn.now.since(self.receiver_seen_at) > STARVED_AFTER && self.primary_answers(&turn),
+        });
+        self.fulfil(wanted, &turn, facts, stop).await
+    }
+
+    async fn fulfil(
+        &mut self,
+        wanted: Desire,
+        turn: &Turn,
+        facts: Option<&ServerFacts>,
+        stop: &CancellationToken,
+    ) -> Result<bool, Trouble> {
+        let me = self.parts.me;
+        match wanted {
+            Desire::Wait(what) => {
+                self.rest_phase();
+                self.parts.local.set_doing(Some(what));
+                Ok(false)
+            }
+            Desire::MarkActive => {
+                self.parts.store.update(|state| Ok((arrived(state, me), ()))).await?;
+                Ok(false)
+            }
+            Desire::InitDb => self.initdb(turn).await.map(|()| true),
+            Desire::RecordIdentity { system_id, major } => {
+                self.parts.store.update(|state| Ok((admission::learn_database(state, system_id, major), ()))).await?;
+                Ok(false)
+            }
+            Desire::DiscardHalfMade => {
+                self.parts.local.set_doing(Some("clearing what an interrupted copy left".into()));
+                self.discard_half_made().await.map(|()| true)
+            }
+            Desire::Clone => self.clone_data(turn, stop).await,
+            Desire::Wipe { order } => self.wipe(order).await.map(|()| true),
+            Desire::CheckLineage => self.check_lineage(turn, facts).await,
+            Desire::Start(role) => self.start(role, turn).await,
+            Desire::Stop(because) => self.stop_server(&because).await.map(|()| true),
+            Desire::Halt { code, reason } => {
+                tracing::error!(code, reason, "node halted");
+                self.parts
+                    .store
+                    .update(|state| Ok((admission::halt(state, me, code, &reason, clock::wall()), ())))
+                    .await?;
+                // Whatever the cluster thinks, a server that holds a foreign history must not go on serving.
+                if self.server.is_some() {
+                    self.stop_server(&reason).await?;
+                }
+                Ok(false)
+            }
+            Desire::Leave => {
+                self.rest_phase();
+                self.parts.local.set_doing(Some("left the cluster; its data stays where it is".into()));
+                Ok(false)
+            }
+            Desire::Serve(role) => match facts {
+                Some(facts) => self.serve(role, turn, facts).await,
+                None => Ok(false),
+            },
+        }
+    }
+
+    /// Notices a server that went away by itself.
+    async fn reap(&mut self, turn: &Turn) -> Result<(), Trouble> {
+        if self.server.as_ref().is_none_or(Server::is_alive) {
+            return Ok(());
+        }
+        self.server = None;
+        self.control = None;
+        self.prepared_server = false;
+        // Backends can outlive their postmaster and could still acknowledge commits: none may be left before anything
+        // else is done.
+        let killed = postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
+        if turn.now.since(self.started_at) > STEADY_AFTER {
+            self.failures = 0;
+        }
+        self.failures += 1;
+        let pause = START_PAUSE_MIN.0.saturating_mul(1 << self.failures.saturating_sub(2).min(10));
+        let pause = if self.failures <= 1 { 0 } else { pause.min(START_PAUSE_MAX.0) };
+        self.start_not_before = turn.now.plus(Millis(pause));
+        let reason = postgres::server_log_tail(&self.parts.spec, 600);
+        tracing::warn!(killed, failures = self.failures, pause_ms = pause, log = reason, "database server went away");
+        self.parts.local.set_phase(Phase::Failed { reason });
+        Ok(())
+    }
+
+    fn rest_phase(&self) {
+        if self.server.is_none() && !matches!(self.parts.local.phase(), Phase::Failed { .. }) {
+            let empty = !self.parts.node.data_dir.join("PG_VERSION").exists();
+            self.parts.local.set_phase(if empty { Phase::Empty } else { Phase::Stopped });
+        }
+    }
+
+    fn note(&mut self, facts: &ServerFacts, now: Moment) {
+        if !facts.in_recovery || facts.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming") {
+            self.receiver_seen_at = now;
+            if self.lineage == Lineage::Follows {
+                self.lineage = Lineage::Unknown;
+            }
+        }
+        if let Some(asked) = self.lineage_asked_at
+            && self.lineage == Lineage::Follows
+            && now.since(asked) > LINEAGE_AGAIN_AFTER
+        {
+            self.lineage = Lineage::Unknown;
+        }
+    }
+
+    fn data(&mut self) -> Result<Data, Trouble> {
+        if self.server.is_some()
+            && let Some(control) = self.control
+        {
+            return Ok(Data::Present(control));
+        }
+        Ok(match postgres::check_data_dir(&self.parts.node.data_dir, self.parts.spec.user.as_ref())? {
+            DataDir::Missing | DataDir::Empty => Data::Empty,
+            // initdb clears its own remains.
+            DataDir::HalfMade { what } if what == "initdb" => Data::Empty,
+            DataDir::HalfMade { .. } => Data::HalfMade,
+            DataDir::Cluster(control) => {
+                let copied = self.parts.node.data_dir.join("backup_label").exists();
+                let control = configure::control_of(&control, copied);
+                self.control = Some(control);
+                Data::Present(control)
+            }
+        })
+    }
+
+    async fn initdb(&mut self, turn: &Turn) -> Result<(), Trouble> {
+        let local = self.parts.local.clone();
+        self.parts.local.set_phase(Phase::Initialising);
+        self.parts.local.set_doing(Some("making the first database".into()));
+        let result = postgres::initdb(&self.parts.spec, &turn.secrets.value.postgres_password, true, &|step| {
+            local.set_doing(Some(step.to_owned()));
+        })
+        .await;
+        self.parts.local.set_phase(if result.is_ok() { Phase::Stopped } else { Phase::Empty });
+        result
+    }
+
+    async fn start(&mut self, role: Role, turn: &Turn) -> Result<bool, Trouble> {
+        if turn.now < self.start_not_before {
+            let wait = self.start_not_before.since(turn.now);
+            self.parts.local.set_doing(Some(format!("starts the server again in {} ms", wait.0)));
+            return Ok(false);
+        }
+        self.parts.local.set_doing(Some(format!("starting the server as {role}")));
+        postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
+        self.write_server_files()?;
+        let config = self.wanted_config(role, turn)?;
+        postgres::write_config(&self.parts.spec, &config)?;
+        self.written = Some(config);
+        self.started_at = turn.now;
+        self.receiver_seen_at = turn.now;
+        match Server::start(&self.parts.spec).await {
+            Ok(server) => {
+                tracing::info!(pid = server.pid(), %role, "database server started");
+                self.server = Some(server);
+                self.control = None;
+                self.prepared_server = false;
+                self.wait_sample = self.parts.local.next_sample();
+                self.parts.local.set_phase(Phase::Alive);
+                Ok(true)
+            }
+            Err(trouble) => {
+                self.failures += 1;
+                let pause = START_PAUSE_MIN.0.saturating_mul(1 << self.failures.min(10)).min(START_PAUSE_MAX.0);
+                self.start_not_before = turn.now.plus(Millis(pause));
+                self.parts.local.set_phase(Phase::Failed { reason: trouble.to_string() });
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn stop_server(&mut self, because: &str) -> Result<(), Trouble> {
+        let Some(server) = self.server.take() else { return Ok(()) };
+        tracing::info!(because, "stopping the database server");
+        self.parts.local.set_doing(Some(format!("stopping the server: {because}")));
+        if let Err(trouble) = server.stop(StopMode::Fast, STOP_DEADLINE).await {
+            tracing::warn!(%trouble, "the server does not stop; its processes are killed");
+        }
+        postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
+        self.control = None;
+        self.written = None;
+        self.prepared_server = false;
+        self.parts.local.set_phase(Phase::Stopped);
+        Ok(())
+    }
+
+    /// Removes the data because a person ordered a rebuild. The order is noted before, so that a keeper killed in the
+    /// middle neither forgets to finish nor wipes the rebuilt data again.
+    async fn wipe(&mut self, order: u64) -> Result<(), Trouble> {
+        self.stop_server("its data is rebuilt from a fresh base backup").await?;
+        self.parts.local.set_doing(Some("removing the old data".into()));
+        // Marked first: from here on the data counts as half made, whatever happens, and no server starts on it.
+        postgres::clone::mark_for_removal(&self.parts.node.data_dir, self.parts.spec.user.as_ref(), clock::wall())?;
+        files::write_private(&reinit_file(&self.parts.config), order.to_string().as_bytes())?;
+        self.reinit_begun = order;
+        self.discard_half_made().await?;
+        self.control = None;
+        self.lineage = Lineage::Unknown;
+        self.failures = 0;
+        self.parts.local.set_phase(Phase::Empty);
+        Ok(())
+    }
+
+    /// Has the next turn wait for a sample begun after now, so that it sees what was just done.
+    fn sample_again(&mut self) {
+        self.wait_sample = self.parts.local.next_sample();
+        self.parts.local.sample_now.notify_one();
+    }
+}
+
+/// The state after this node was seen to follow: whatever order it was under is fulfilled.
+fn arrived(state: &ClusterState, me: NodeId) -> Option<ClusterState> {
+    match state.members.get(&me)?.stage {
+        Stage::Joining => admission::complete(state, me, clock::wall()),
+        Stage::Reinit { order } | Stage::Rejoin { order } => admission::finish_order(state, me, order, clock::wall()),
+        Stage::Active | Stage::Halted { .. } | Stage::Leaving => None,
+    }
+}
+
+fn reinit_file(config: &NodeConfig) -> std::path::PathBuf {
+    config.state_dir.join("reinit.order")
+}
+
+/// The facts of a running server, if the sample has them.
+pub(crate) fn running_facts(sample: &NodeSample) -> Option<&ServerFacts> {
+    match sample.server {
+        ServerState::Running => sample.facts.as_ref(),
+        ServerState::None
+        | ServerState::Empty
+        | ServerState::Initialising
+        | ServerState::Cloning(_)
+        | ServerState::Stopped
+        | ServerState::Starting
+        | ServerState::Unresponsive { .. }
+        | ServerState::Failed { .. } => None,
+    }
+}

@@ -1,0 +1,261 @@
+//! Copying the database from a member, and asking the primary whether this node's data may follow it.
+
+use super::configure::REPLICATION_ROLE;
+use super::{Driver, Turn, running_facts};
+use crate::local::Phase;
+use cluster::desire::{Control, Lineage};
+use cluster::lineage::{self, Former, Local, Switch, Upstream};
+use cluster::naming;
+use model::limits::SAMPLE_STALE_AFTER;
+use model::observe::{CloneProgress, ServerFacts};
+use model::state::Stage;
+use model::{Lsn, Member, NodeId, ReplicaKind, Timeline, Trouble};
+use postgres::clone::CloneOptions;
+use postgres::replication::ReplicationClient;
+use postgres::wire::Endpoint;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How long the primary may take to tell its history.
+const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two attempts to clone.
+const CLONE_PAUSE: Duration = Duration::from_secs(1);
+/// A replica further behind than this is not cloned from: the copy would begin with a backlog.
+const SOURCE_LAG_BYTES_MAX: u64 = 256 << 20;
+
+impl Driver {
+    /// How this node reaches a member's server for replication.
+    fn endpoint(&self, turn: &Turn, member: &Member, what: &str) -> Endpoint {
+        let tls = turn.state.value.settings.tls && self.parts.spec.tls_files.is_some();
+        Endpoint {
+            host: member.postgres_host.clone(),
+            port: member.postgres_port,
+            user: REPLICATION_ROLE.to_owned(),
+            password: (!tls).then(|| turn.secrets.value.replication_password.clone()),
+            tls: tls.then(|| self.parts.tls.postgres_client()),
+            // Never the name that counts as a voter: a client that only receives must not acknowledge commits.
+            application_name: format!("stemma_{what}_{}", self.parts.config.name),
+        }
+    }
+
+    fn facts_of(&self, turn: &Turn, id: NodeId) -> Option<ServerFacts> {
+        let observed = self.parts.observations.of(id)?;
+        if turn.now.since(observed.taken_at) > SAMPLE_STALE_AFTER {
+            return None;
+        }
+        running_facts(&observed.sample).cloned()
+    }
+
+    pub(super) fn primary_answers(&self, turn: &Turn) -> bool {
+        self.facts_of(turn, turn.state.value.rule.primary).is_some_and(|facts| !facts.in_recovery)
+    }
+
+    /// Whether the node that will feed this one answers and already keeps log for it.
+    pub(super) fn upstream_ready(&self, turn: &Turn) -> bool {
+        let state = &turn.state.value;
+        let Some((me, upstream)) = state.members.get(&self.parts.me).zip(state.upstream_of(self.parts.me)) else {
+            return false;
+        };
+        let slot = naming::slot_name(me);
+        self.facts_of(turn, upstream.id).is_some_and(|facts| facts.slots.iter().any(|held| held.name == slot))
+    }
+
+    /// Members to clone from, best first: replicas that stream and are close, this site's before others; the primary
+    /// last, because a base backup costs its users.
+    fn clone_sources(&self, turn: &Turn) -> Vec<NodeId> {
+        let state = &turn.state.value;
+        let primary_position =
+            self.facts_of(turn, state.rule.primary).and_then(|facts| facts.written).unwrap_or(Lsn(0));
+        let mut ranked: Vec<(bool, bool, NodeId)> = Vec::new();
+        for member in state.members.values() {
+            if member.id == self.parts.me || member.witness || member.kind == ReplicaKind::Delayed {
+                continue;
+            }
+            let Some(facts) = self.facts_of(turn, member.id) else { continue };
+            let is_primary = member.id == state.rule.primary;
+            let fit = if is_primary {
+                !facts.in_recovery
+            } else {
+                member.stage == Stage::Active
+                    && facts.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming")
+                    && primary_position.lag_of(facts.replayed.unwrap_or(Lsn(0))).0 <= SOURCE_LAG_BYTES_MAX
+            };
+            if fit {
+                ranked.push((is_primary, member.site != self.parts.config.site, member.id));
+            }
+        }
+        ranked.sort();
+        ranked.into_iter().map(|(_, _, id)| id).collect()
+    }
+
+    pub(super) async fn clone_data(&mut self, turn: &Turn, stop: &CancellationToken) -> Result<bool, Trouble> {
+        let sources = self.clone_sources(turn);
+        let Some(source) = pick(&sources, self.clone_attempts) else {
+            self.parts.local.set_doing(Some("waiting for a member to clone from".into()));
+            return Ok(false);
+        };
+        let Some(member) = turn.state.value.members.get(&source) else { return Ok(false) };
+        self.clone_attempts += 1;
+        let settings = &turn.state.value.settings;
+        let identity = &turn.state.value.identity;
+        let options = CloneOptions {
+            data_dir: self.parts.node.data_dir.clone(),
+            owner: self.parts.spec.user.clone(),
+            rate_bytes_per_s: settings.clone_rate.0,
+            expect_system_id: identity.system_id,
+            expect_major: Some(self.parts.spec.installation.major),
+            label: format!("stemma {}", self.parts.config.name),
+            tablespace_root: self.parts.node.tablespace_root.clone(),
+            fsync: true,
+            slot: None,
+        };
+        let endpoint = self.endpoint(turn, member, "clone");
+        let first = CloneProgress {
+            phase: "connect".into(),
+            source: member.name.to_string(),
+            attempt: self.clone_attempts,
+            last_error: self.clone_error.clone(),
+            ..CloneProgress::default()
+        };
+        let (progress, shown) = watch::channel(first);
+        self.parts.local.set_clone(Some(shown));
+        self.parts.local.set_phase(Phase::Cloning);
+        self.parts.local.set_doing(Some(format!("cloning from {}", member.name)));
+        tracing::info!(source = %member.name, attempt = self.clone_attempts, "base backup begins");
+        let cancel = stop.child_token();
+        let guard = self.cancel_when_unwanted(&cancel);
+        let result = postgres::clone::run(&endpoint, &options, progress, cancel.clone()).await;
+        cancel.cancel();
+        guard.abort();
+        self.parts.local.set_clone(None);
+        self.control = None;
+        match result {
+            Ok(report) => {
+                tracing::info!(bytes = report.bytes, seconds = report.seconds, "base backup complete");
+                self.clone_attempts = 0;
+                self.clone_error = None;
+                self.lineage = Lineage::Unknown;
+                self.parts.local.set_phase(Phase::Stopped);
+                Ok(true)
+            }
+            Err(trouble) => {
+                self.parts.local.set_phase(Phase::Empty);
+                self.clone_error = Some(trouble.to_string());
+                if !stop.is_cancelled() {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(CLONE_PAUSE) => {}
+                    }
+                }
+                Err(trouble)
+            }
+        }
+    }
+
+    /// Ends a running clone when the cluster does not want it any more (the node was removed or halted).
+    fn cancel_when_unwanted(&self, cancel: &CancellationToken) -> tokio::task::JoinHandle<()> {
+        let mut states = self.parts.store.changes();
+        let me = self.parts.me;
+        let cancel = cancel.clone();
+        let local = self.parts.local.clone();
+        tokio::spawn(async move {
+            loop {
+                let wanted = states.borrow_and_update().as_ref().is_none_or(|state| {
+                    state.value.members.get(&me).is_some_and(|member| match member.stage {
+                        Stage::Joining | Stage::Active | Stage::Reinit { .. } | Stage::Rejoin { .. } => true,
+                        Stage::Halted { .. } | Stage::Leaving => false,
+                    })
+                });
+                if !wanted {
+                    cancel.cancel();
+                    return;
+                }
+                tokio::select! {
+                    changed = states.changed() => if changed.is_err() { return },
+                    // The driver does not turn during a clone, but it is not stuck either.
+                    () = tokio::time::sleep(Duration::from_secs(1)) => local.turned(),
+                }
+            }
+        })
+    }
+
+    pub(super) async fn discard_half_made(&mut self) -> Result<(), Trouble> {
+        let data_dir = self.parts.node.data_dir.clone();
+        let tablespaces = self.parts.node.tablespace_root.clone();
+        let discarded = tokio::task::spawn_blocking({
+            let data_dir = data_dir.clone();
+            move || postgres::clone::discard_half_made(&data_dir, tablespaces.as_deref())
+        });
+        if discarded.await.map_err(|error| Trouble::internal("clearing was interrupted", "").because(error))?? {
+            return Ok(());
+        }
+        Err(Trouble::directory_unfit(
+            format!(
+                "{} holds a database without global/pg_control, and no copy of ours left it so",
+                data_dir.display()
+            ),
+            "restore the file, or move the directory away to have this node rebuilt",
+        ))
+    }
+
+    /// Compares this node's history with the primary's.
+    pub(super) async fn check_lineage(&mut self, turn: &Turn, facts: Option<&ServerFacts>) -> Result<bool, Trouble> {
+        let Some(primary) = turn.state.value.primary() else { return Ok(false) };
+        let Some(control) = self.control else { return Ok(false) };
+        if !self.primary_answers(turn) {
+            self.parts.local.set_doing(Some(format!("waiting for {} to compare histories with", primary.name)));
+            return Ok(false);
+        }
+        let local = local_end(&control, facts);
+        let endpoint = self.endpoint(turn, primary, "lineage");
+        self.lineage_asked_at = Some(turn.now);
+        let verdict = tokio::time::timeout(HISTORY_TIMEOUT, compare(&endpoint, &local)).await.map_err(|_| {
+            Trouble::link_down(
+                format!("{} did not tell its history within {} s", primary.name, HISTORY_TIMEOUT.as_secs()),
+                "check the network between the two nodes",
+            )
+        })??;
+        self.lineage = match verdict {
+            Ok(_) => Lineage::Follows,
+            Err(unfit) => Lineage::Diverged { reason: unfit.to_string() },
+        };
+        Ok(true)
+    }
+}
+
+fn pick(sources: &[NodeId], attempt: u32) -> Option<NodeId> {
+    // After a failure the next source has its turn: a half-broken best one must not be tried for ever.
+    sources.get(attempt as usize % sources.len().max(1)).copied()
+}
+
+/// The end of what this node holds, from the running server where there is one.
+fn local_end(control: &Control, facts: Option<&ServerFacts>) -> Local {
+    let (timeline, position) = match facts {
+        Some(facts) => (facts.timeline, facts.received.max(facts.replayed).unwrap_or(control.position)),
+        None => (control.timeline, control.position),
+    };
+    let former = match (control.was_primary, facts) {
+        (false, _) | (true, Some(_)) => Former::Replica,
+        (true, None) => Former::PrimaryStopped,
+    };
+    Local { system_id: control.system_id, timeline: Timeline(timeline.0.max(control.timeline.0)), position, former }
+}
+
+async fn compare(endpoint: &Endpoint, local: &Local) -> Result<Result<lineage::Follows, lineage::Unfit>, Trouble> {
+    let mut client = ReplicationClient::connect(endpoint).await?;
+    let identity = client.identify_system().await?;
+    let history = if identity.timeline.0 > 1 { client.timeline_history(identity.timeline).await? } else { Vec::new() };
+    client.close().await;
+    let history: Vec<Switch> =
+        history.iter().map(|entry| Switch { timeline: entry.timeline, switched_at: entry.switched_at }).collect();
+    Ok(lineage::verdict(
+        local,
+        &Upstream {
+            system_id: identity.system_id,
+            timeline: identity.timeline,
+            position: identity.position,
+            history: &history,
+        },
+    ))
+}

@@ -1,0 +1,444 @@
+//! One keeper, assembled: mesh, consensus, sampler, judge and driver, and the answers it gives to people and peers.
+
+mod certificates;
+mod group;
+mod service;
+
+use crate::clock;
+use crate::driver::{Driver, Parts};
+use crate::enrol::{self, Bootstrap};
+use crate::files;
+use crate::identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
+use crate::local::{Local, Phase};
+use crate::mesh::{Mesh, MeshConfig};
+use crate::node_config::NodeConfig;
+use crate::observations::Observations;
+use crate::pki::{self, TlsContext};
+use crate::sampler::{self, Sampler};
+use crate::store::{CLUSTER_KEY, SECRETS_KEY, Store};
+use crate::token::JoinToken;
+use cluster::decide::{self, Context};
+use consensus::Consensus;
+use consensus::embedded::{Embedded, EmbeddedConfig, Timing};
+use consensus::etcd::{Etcd, EtcdConfig};
+use model::state::Secrets;
+use model::{Actor, ClusterState, ClusterStatus, Command, Millis, NodeId, NodeName, NodeSample, Outcome, Trouble};
+use nix::fcntl::{Flock, FlockArg};
+use postgres::{ServerSpec, Sql, TlsFiles};
+use service::{MeshTransport, Service};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long tasks may take to end when the keeper stops.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A running keeper.
+pub struct Keeper {
+    config: NodeConfig,
+    identity: NodeIdentity,
+    store: Store,
+    observations: Arc<Observations>,
+    local: Arc<Local>,
+    mesh: Arc<Mesh>,
+    tls: Arc<TlsContext>,
+    api_token: String,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    // Held for the life of the keeper: two keepers on one state directory would be two votes of one node.
+    _lock: Flock<std::fs::File>,
+}
+
+impl Keeper {
+    /// Starts the keeper of an enrolled node. Returns once it listens and its tasks run; the server is brought up by
+    /// the driver in its own time.
+    pub async fn start(config: NodeConfig) -> Result<Arc<Keeper>, Trouble> {
+        files::private_directory(&config.state_dir)?;
+        let lock = lock_state_dir(&config)?;
+        let files = IdentityFiles { directory: config.identity_dir() };
+        let content = files.load()?;
+        let identity = content.identity.clone();
+        if identity.name != config.name {
+            return Err(Trouble::config_bad_value(
+                format!(
+                    "the node file says `{}`, but this state directory was enrolled as `{}`",
+                    config.name, identity.name
+                ),
+                "set `name` back, or point `state_dir` to the directory of the other node",
+            ));
+        }
+        let tls = TlsContext::load(&files)?;
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let observations = Observations::new(identity.node);
+        let local = Local::new();
+        let service = Arc::new(Service::new(identity.clone(), observations.clone()));
+        let listen = vec![resolve(&config.keeper.listen)?];
+        let mesh = Mesh::start(
+            MeshConfig { node: identity.node, cluster_id: identity.cluster_id.clone(), listen, tls: tls.clone() },
+            service.clone(),
+        )
+        .await?;
+        mesh.set_peers(identity.seeds.iter().filter(|(id, _)| *id != identity.node).cloned().collect());
+        let transport = Arc::new(MeshTransport { mesh: mesh.clone() });
+        let consensus = open_consensus(&config, &identity, transport, &service).await?;
+        bootstrap(&config, consensus.as_ref(), service.embedded()).await?;
+        let store = Store::follow(consensus, &stop);
+        service.follow(store.clone(), mesh.clone());
+        let api_token = enrol::random::<24>()?.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        files::write_private(&config.api_token_file(), api_token.as_bytes())?;
+        let keeper = Arc::new(Keeper {
+            config,
+            identity,
+            store,
+            observations,
+            local,
+            mesh,
+            tls,
+            api_token,
+            stop,
+            tasks,
+            _lock: lock,
+        });
+        keeper.spawn_tasks();
+        Ok(keeper)
+    }
+
+    fn spawn_tasks(self: &Arc<Self>) {
+        let stop = &self.stop;
+        self.tasks.spawn(sampler::heartbeat_loop(self.observations.clone(), self.mesh.clone(), stop.clone()));
+        self.tasks.spawn(self.observations.clone().judge_loop(
+            self.store.clone(),
+            self.mesh.clone(),
+            self.config.name.clone(),
+            stop.clone(),
+        ));
+        self.tasks.spawn(group::keep_group(self.clone()));
+        self.tasks.spawn(certificates::keep_certificates(self.clone()));
+        let keeper = self.clone();
+        self.tasks.spawn(async move { keeper.bring_up().await });
+    }
+
+    /// Waits for the cluster's state, which holds what the server needs, then samples and drives.
+    async fn bring_up(self: Arc<Self>) {
+        let (_, secrets) = tokio::select! {
+            () = self.stop.cancelled() => return,
+            ready = self.store.ready() => ready,
+        };
+        let spec = loop {
+            match self.server_spec(&secrets.value) {
+                Ok(spec) => break spec,
+                Err(trouble) => {
+                    if self.local.set_error(Some((trouble.code.to_string(), trouble.to_string()))) {
+                        tracing::error!(%trouble, hint = trouble.hint, "the server cannot be run");
+                    }
+                    tokio::select! {
+                        () = self.stop.cancelled() => return,
+                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    }
+                }
+            }
+        };
+        let tls = self.tls.clone();
+        let sampler = Sampler {
+            me: self.identity.node,
+            incarnation: u64::from_be_bytes(enrol::random::<8>().unwrap_or_default()),
+            local: self.local.clone(),
+            observations: self.observations.clone(),
+            store: self.store.clone(),
+            sql: spec.as_ref().map(Sql::new),
+            data_dir: self.config.postgresql.as_ref().map(|node| node.data_dir.clone()),
+            certificate_expires_at: Arc::new(move || tls.expires_at()),
+        };
+        if spec.is_none() {
+            self.local.set_phase(Phase::NoServer);
+        }
+        self.tasks.spawn(sampler.run(self.stop.clone()));
+        match spec.zip(self.config.postgresql.clone()) {
+            Some((spec, node)) => self.drive(spec, node).await,
+            None => service::be_witness(&self).await,
+        }
+    }
+
+    async fn drive(self: &Arc<Self>, spec: ServerSpec, node: crate::node_config::PostgresqlNode) {
+        if let Err(trouble) = enrol::write_credentials_of(&self.config, &self.store) {
+            tracing::warn!(%trouble, "credentials file not written");
+        }
+        loop {
+            let parts = Parts {
+                me: self.identity.node,
+                config: self.config.clone(),
+                node: node.clone(),
+                spec: spec.clone(),
+                store: self.store.clone(),
+                observations: self.observations.clone(),
+                local: self.local.clone(),
+                tls: self.tls.clone(),
+            };
+            match Driver::new(parts).await {
+                Ok(driver) => return driver.run(self.stop.clone()).await,
+                Err(trouble) => {
+                    self.local.set_error(Some((trouble.code.to_string(), trouble.to_string())));
+                    tracing::error!(%trouble, hint = trouble.hint, "the server cannot be driven");
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
+    /// The server to be run; `None` for a witness.
+    fn server_spec(&self, secrets: &Secrets) -> Result<Option<ServerSpec>, Trouble> {
+        let Some(node) = &self.config.postgresql else { return Ok(None) };
+        let installation = postgres::find_installation(node.bin_dir.as_deref())?;
+        let tls_files = installation.has_ssl.then(|| {
+            let directory = crate::driver::server_files_dir(&self.config);
+            TlsFiles {
+                cert: directory.join("server.crt"),
+                key: directory.join("server.key"),
+                ca: directory.join("ca.crt"),
+            }
+        });
+        Ok(Some(ServerSpec {
+            user: postgres::server_user(node.run_as.as_deref())?,
+            installation,
+            data_dir: node.data_dir.clone(),
+            listen: node.listen.clone(),
+            port: node.port,
+            socket_dir: postgres::socket_dir_for(&self.config.state_dir),
+            log_file: self.config.server_log(),
+            superuser: "stemma".to_owned(),
+            superuser_password: secrets.superuser_password.clone(),
+            tls_files,
+        }))
+    }
+
+    /// Stops the keeper; the database goes on and is adopted by the next keeper.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(STOP_DEADLINE, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        self.mesh.stop().await;
+        self.store.consensus().stop().await;
+    }
+
+    /// Cancelled when the keeper stops.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+    /// The node's configuration.
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+    /// The node's name.
+    pub fn name(&self) -> &NodeName {
+        &self.config.name
+    }
+    /// The node's number.
+    pub fn id(&self) -> NodeId {
+        self.identity.node
+    }
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> &model::ClusterId {
+        &self.identity.cluster_id
+    }
+    /// The judged status, once there is one.
+    pub fn status(&self) -> Option<Arc<ClusterStatus>> {
+        self.observations.status()
+    }
+    /// What to show before there is a judged status: that nothing is known.
+    pub fn unknown_status(&self) -> ClusterStatus {
+        let mut nothing = cluster::judge::unknown(self.config.name.clone(), clock::wall(), self.store.view());
+        nothing.cluster = self.identity.cluster.to_string();
+        nothing.cluster_id = self.identity.cluster_id.to_string();
+        nothing
+    }
+    /// Wakes at every judgement.
+    pub fn judgements(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.observations.judgements()
+    }
+    /// The newest known state.
+    pub fn state(&self) -> Option<Arc<ClusterState>> {
+        self.store.state().map(|state| Arc::new(state.value.clone()))
+    }
+    /// This node's newest sample.
+    pub fn sample(&self) -> Option<Arc<NodeSample>> {
+        self.observations.own()
+    }
+    /// Time since the driver last turned.
+    pub fn since_turn(&self) -> Millis {
+        clock::now().since(self.local.turned_at())
+    }
+    /// The token that local tools present.
+    pub fn api_token(&self) -> &str {
+        &self.api_token
+    }
+
+    /// Reads certificates again (SIGHUP).
+    pub fn reload(&self) -> Result<(), Trouble> {
+        self.tls.reload()?;
+        self.local.drive_now.notify_one();
+        Ok(())
+    }
+
+    /// Carries out what someone asks for. Any node can do it: what changes is the state in consensus.
+    pub async fn command(&self, command: Command, actor: Actor, dry_run: bool) -> Result<Outcome, Trouble> {
+        let status = self.status().ok_or_else(|| {
+            Trouble::no_quorum(
+                "this node has not heard of the cluster's state yet",
+                "try again in a moment, or another node",
+            )
+        })?;
+        let secrets = self.store.secrets();
+        let ca_sha256 = match secrets.as_ref().and_then(|secrets| secrets.value.ca_certificates.first().cloned()) {
+            Some(certificate) => pki::ca_sha256(&certificate)?,
+            None => String::new(),
+        };
+        let random = enrol::random::<32>()?;
+        let names = parameter_rules();
+        let outcome = self
+            .store
+            .update(|state| {
+                let context = Context {
+                    now: clock::wall(),
+                    actor: actor.clone(),
+                    random,
+                    status: &status,
+                    token_addresses: token_addresses(state, &status),
+                    ca_sha256: ca_sha256.clone(),
+                };
+                if let Command::ApplySettings { settings, .. } = &command {
+                    service::check_settings(settings, state, &names)?;
+                }
+                let (next, outcome) = decide::decide(state, &command, &context)?;
+                let changed = outcome.changed && !dry_run;
+                Ok((changed.then_some(next), (outcome, context.token_addresses)))
+            })
+            .await;
+        let (mut outcome, addresses) = outcome?;
+        if let (Some(pair), Command::CreateToken { role, .. }) = (outcome.token.take(), &command) {
+            let (id, secret) = pair
+                .split_once('.')
+                .ok_or_else(|| Trouble::internal("the new token has no secret", "report this defect"))?;
+            let token = JoinToken {
+                id: id.to_owned(),
+                secret: secret.to_owned(),
+                role: *role,
+                ca_sha256,
+                addresses,
+                cluster: self.identity.cluster.clone(),
+            };
+            outcome.token = (!dry_run).then(|| token.to_string());
+        }
+        Ok(outcome)
+    }
+}
+
+/// Which PostgreSQL parameters may not be set by people.
+fn parameter_rules() -> impl Fn(&str, &str) -> Option<Trouble> {
+    |name, value| postgres::validate_parameter(name, value).err()
+}
+
+/// Addresses that a token carries: keepers that answer first, at most five.
+fn token_addresses(state: &ClusterState, status: &ClusterStatus) -> Vec<String> {
+    const ADDRESSES_MAX: usize = 5;
+    let up: BTreeMap<NodeId, bool> = status.nodes.iter().map(|node| (node.id, node.keeper_up)).collect();
+    let mut members: Vec<_> = state.members.values().collect();
+    members.sort_by_key(|member| (!up.get(&member.id).copied().unwrap_or(false), member.id));
+    members.into_iter().take(ADDRESSES_MAX).map(|member| member.peer_address.clone()).collect()
+}
+
+fn lock_state_dir(config: &NodeConfig) -> Result<Flock<std::fs::File>, Trouble> {
+    let path = config.state_dir.join("keeper.lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| files::os("open", &path, &error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        Trouble::already_running(
+            format!("another keeper uses {}", config.state_dir.display()),
+            "stop it first, or give this node a `state_dir` of its own",
+        )
+        .because(error)
+    })
+}
+
+pub(crate) fn resolve(address: &str) -> Result<SocketAddr, Trouble> {
+    use std::net::ToSocketAddrs;
+    let bad = |cause: String| {
+        Trouble::config_bad_value(
+            format!("`{address}` is not an address to listen on"),
+            "write host:port, as in 0.0.0.0:7432",
+        )
+        .because(cause)
+    };
+    let mut found = address.to_socket_addrs().map_err(|error| bad(error.to_string()))?;
+    found.next().ok_or_else(|| bad("it resolves to nothing".into()))
+}
+
+async fn open_consensus(
+    config: &NodeConfig,
+    identity: &NodeIdentity,
+    transport: Arc<MeshTransport>,
+    service: &Service,
+) -> Result<Arc<dyn Consensus>, Trouble> {
+    match &identity.consensus {
+        ConsensusChoice::Embedded => {
+            let directory = config.state_dir.join("consensus");
+            let embedded =
+                Embedded::open(EmbeddedConfig { id: identity.node, directory, transport, timing: Timing::default() })
+                    .await?;
+            service.set_embedded(embedded.clone());
+            Ok(embedded)
+        }
+        ConsensusChoice::Etcd { endpoints, prefix, user, password, ca } => {
+            let etcd = Etcd::connect(EtcdConfig {
+                endpoints: endpoints.clone(),
+                prefix: prefix.clone(),
+                user: user.clone(),
+                password: password.clone(),
+                ca: ca.clone(),
+                ..EtcdConfig::new(endpoints.clone(), prefix.clone())
+            })
+            .await?;
+            Ok(etcd)
+        }
+    }
+}
+
+/// Puts the documents of `init` into consensus, once. The file goes away only after they are in.
+async fn bootstrap(
+    config: &NodeConfig,
+    consensus: &dyn Consensus,
+    embedded: &OnceLock<Arc<Embedded>>,
+) -> Result<(), Trouble> {
+    let path = enrol::bootstrap_file(config);
+    let Some(body) = files::read_private(&path)? else { return Ok(()) };
+    let bootstrap: Bootstrap = serde_json::from_slice(&body).map_err(|error| {
+        Trouble::internal(
+            format!("{} is unreadable", path.display()),
+            "run `stemma init` anew in an empty state directory",
+        )
+        .because(error)
+    })?;
+    let unwritable =
+        |error: serde_json::Error| Trouble::internal("the first state cannot be written", "").because(error);
+    let documents = vec![
+        (SECRETS_KEY.to_owned(), serde_json::to_vec(&bootstrap.secrets).map_err(unwritable)?),
+        (CLUSTER_KEY.to_owned(), serde_json::to_vec(&bootstrap.state).map_err(unwritable)?),
+    ];
+    match embedded.get() {
+        Some(embedded) => embedded.bootstrap(documents).await?,
+        None => service::bootstrap_external(consensus, documents, &bootstrap.state.identity.id).await?,
+    }
+    files::remove_file(&path)
+}

@@ -1,0 +1,71 @@
+//! What a keeper must know of its own node before it can speak to anybody: paths, addresses, programs.
+
+use crate::identity::ConsensusChoice;
+use model::{NodeName, Site};
+use std::path::PathBuf;
+
+/// The node-local configuration, as read from the node file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The node's name.
+    pub name: NodeName,
+    /// Where it is.
+    pub site: Site,
+    /// Directory for everything of ours but the database. Mode 0700.
+    pub state_dir: PathBuf,
+    /// Listener for other keepers.
+    pub keeper: Listen,
+    /// Listener of the HTTP API.
+    pub api: Listen,
+    /// The database; absent for a witness.
+    pub postgresql: Option<PostgresqlNode>,
+    /// Where the cluster's state is kept.
+    pub consensus: ConsensusChoice,
+}
+
+/// An address to listen on and the one that others use to reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// `host:port` to bind.
+    pub listen: String,
+    /// `host:port` told to others.
+    pub advertise: String,
+}
+
+/// The database of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresqlNode {
+    /// Data directory; never readable by others.
+    pub data_dir: PathBuf,
+    /// `listen_addresses`.
+    pub listen: String,
+    /// Port.
+    pub port: u16,
+    /// Host under which others reach it.
+    pub advertise: String,
+    /// Directory of the server programs, if not the one found.
+    pub bin_dir: Option<PathBuf>,
+    /// User to run the server as when the keeper is root.
+    pub run_as: Option<String>,
+    /// Where relocated tablespaces of a clone go (`<root>/<oid>`); absent to keep the source's paths.
+    pub tablespace_root: Option<PathBuf>,
+}
+
+impl NodeConfig {
+    /// File with the token that the local command line uses for this node's API.
+    pub fn api_token_file(&self) -> PathBuf {
+        self.state_dir.join("api.token")
+    }
+    /// File with the passwords given to the owner of the cluster.
+    pub fn credentials_file(&self) -> PathBuf {
+        self.state_dir.join("credentials.json")
+    }
+    /// Directory of certificates and keys.
+    pub fn identity_dir(&self) -> PathBuf {
+        self.state_dir.join("identity")
+    }
+    /// Log of the database server.
+    pub fn server_log(&self) -> PathBuf {
+        self.state_dir.join("postgresql.log")
+    }
+}
