@@ -31,8 +31,7 @@ impl Sql {
         let until = Instant::now() + deadline;
         let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type IN ('checkpointer', 'walsender')";
         let rows = self.query_text(sql).await?;
-        let mut waiting: Vec<i32> =
-            rows.iter().filter_map(|row| row.first()?.as_ref()?.parse().ok()).collect();
+        let mut waiting: Vec<i32> = rows.iter().filter_map(|row| row.first()?.as_ref()?.parse().ok()).collect();
         loop {
             waiting.retain(|pid| standing(*pid) == Standing::NotYet);
             if waiting.is_empty() {
