@@ -1,0 +1,3 @@
+//! The life of a cluster, on real servers: built, used, changed, hurt, and each time back by itself.
+
+mod lifecycle;
