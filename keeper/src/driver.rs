@@ -226,12 +226,16 @@ impl Driver {
                 Ok(false)
             }
             Desire::MarkActive => {
+                failpoint::pass("active.marking");
                 self.parts.store.update(|state| Ok((arrived(state, me), ()))).await?;
+                failpoint::pass("active.marked");
                 Ok(false)
             }
             Desire::InitDb => self.initdb(turn).await.map(|()| true),
             Desire::RecordIdentity { system_id, major } => {
+                failpoint::pass("database.learning");
                 self.parts.store.update(|state| Ok((admission::learn_database(state, system_id, major), ()))).await?;
+                failpoint::pass("database.learned");
                 Ok(false)
             }
             Desire::DiscardHalfMade => {
@@ -256,6 +260,7 @@ impl Driver {
                 Ok(false)
             }
             Desire::Leave => {
+                failpoint::pass("leave.stopped");
                 self.rest_phase();
                 self.parts.local.set_doing(Some("left the cluster; its data stays where it is".into()));
                 Ok(false)
@@ -356,11 +361,13 @@ impl Driver {
         self.write_server_files()?;
         let config = self.wanted_config(role, turn)?;
         postgres::write_config(&self.parts.spec, &config)?;
+        failpoint::pass("server.configured");
         self.written = Some(config);
         self.started_at = turn.now;
         self.receiver_seen_at = turn.now;
         match Server::start(&self.parts.spec).await {
             Ok(server) => {
+                failpoint::pass("server.started");
                 tracing::info!(pid = server.pid(), %role, "database server started");
                 self.server = Some(server);
                 self.control = None;
@@ -400,9 +407,12 @@ impl Driver {
     async fn wipe(&mut self, order: u64) -> Result<(), Trouble> {
         self.stop_server("its data is rebuilt from a fresh base backup").await?;
         self.parts.local.set_doing(Some("removing the old data".into()));
+        failpoint::pass("wipe.begun");
         // Marked first: from here on the data counts as half made, whatever happens, and no server starts on it.
         postgres::clone::mark_for_removal(&self.parts.node.data_dir, self.parts.spec.user.as_ref(), clock::wall())?;
+        failpoint::pass("wipe.marked");
         files::write_private(&reinit_file(&self.parts.config), order.to_string().as_bytes())?;
+        failpoint::pass("wipe.noted");
         self.reinit_begun = order;
         self.discard_half_made().await?;
         self.control = None;
