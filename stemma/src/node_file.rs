@@ -43,6 +43,8 @@ pub struct PostgresqlNode {
     pub bin_dir: Option<PathBuf>,
     /// Operating system user of the server when the keeper runs as root.
     pub run_as: Option<String>,
+    /// Where a clone puts tablespaces (`<root>/<oid>`); the paths of the source when absent.
+    pub tablespace_root: Option<PathBuf>,
 }
 
 /// Which consensus store the node uses.
@@ -198,7 +200,7 @@ pub const KEYS: &[KeyDoc] = &[
 
 const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus"];
 const LISTEN_KEYS: &[&str] = &["listen", "advertise"];
-const POSTGRESQL_KEYS: &[&str] = &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as"];
+const POSTGRESQL_KEYS: &[&str] = &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "tablespace_root"];
 const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "user", "password_file", "ca_file"];
 /// Keys of the cluster settings, which people look for in the node file.
 const CLUSTER_KEYS: &[&str] = &[
@@ -298,11 +300,21 @@ impl Reader<'_> {
         let text = |reader: &mut Self, key: &'static str| reader.text_of(section, table, key).map(|(text, _)| text);
         let listen = text(self, "listen").unwrap_or_else(|| "0.0.0.0".to_owned());
         let advertise = text(self, "advertise").or(keeper_host);
-        let bin_dir = self
-            .text_of(section, table, "bin_dir")
-            .and_then(|(text, span)| self.absolute(section, "bin_dir", text, span));
+        let path = |reader: &mut Self, key: &'static str| {
+            reader.text_of(section, table, key).and_then(|(text, span)| reader.absolute(section, key, text, span))
+        };
+        let bin_dir = path(self, "bin_dir");
+        let tablespace_root = path(self, "tablespace_root");
         let run_as = text(self, "run_as");
-        Some(PostgresqlNode { data_dir: data_dir?, listen, port: port?, advertise: advertise?, bin_dir, run_as })
+        Some(PostgresqlNode {
+            data_dir: data_dir?,
+            listen,
+            port: port?,
+            advertise: advertise?,
+            bin_dir,
+            run_as,
+            tablespace_root,
+        })
     }
 
     fn consensus(&mut self, table: &DeTable<'_>) -> Option<ConsensusChoice> {

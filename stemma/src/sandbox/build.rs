@@ -293,9 +293,11 @@ fn node_toml(node: &SandboxNode, args: &SandboxStartArgs, user: Option<&nix::uni
     );
     if !node.witness {
         text.push_str(&format!(
-            "\n[postgresql]\ndata_dir = {}\nlisten = \"127.0.0.1\"\nport = {}\nadvertise = \"127.0.0.1\"\n",
+            "\n[postgresql]\ndata_dir = {}\nlisten = \"127.0.0.1\"\nport = {}\nadvertise = \"127.0.0.1\"\ntablespace_root = {}\n",
             quoted(&node.data_dir),
-            node.postgresql_port
+            node.postgresql_port,
+            // Several servers on one machine cannot share the directory of a tablespace.
+            quoted(&node.directory.join("tablespaces"))
         ));
         if let Some(bin) = &args.pg_bin {
             text.push_str(&format!(
@@ -527,6 +529,8 @@ mod tests {
         for node in &layout.nodes {
             let file = crate::node_file::parse(&node_toml(node, &args, None)).expect("sound");
             assert_eq!((&file.name, &file.state_dir), (&node.name, &node.state_dir));
+            let spaces = file.postgresql.as_ref().and_then(|server| server.tablespace_root.clone());
+            assert_eq!(spaces, (!node.witness).then(|| node.directory.join("tablespaces")));
             assert_eq!(file.postgresql.map(|server| server.port), (!node.witness).then_some(node.postgresql_port));
         }
     }
