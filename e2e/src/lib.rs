@@ -1,1 +1,3 @@
-//! x
+//! Tests against real servers: what they share.
+
+pub mod faults;
