@@ -29,7 +29,6 @@ pub const POINTS: &[&str] = &[
     "initdb.roles-made",
     "initdb.half-moved",
     "initdb.version-moved",
-    "initdb.moved",
     "database.learning",
     "database.learned",
     "server.configured",

@@ -64,7 +64,6 @@ pub async fn initdb(
     create_roles(spec, &staging.join("data"), postgres_password).await?;
     failpoint::pass("initdb.roles-made");
     publish(dir)?;
-    failpoint::pass("initdb.moved");
     tracing::info!(data_dir = %dir.display(), locale, checksums, "made a new database");
     Ok(())
 }
