@@ -1,1 +1,3 @@
-//! x
+//! Tests against real servers.
+
+pub mod net;
