@@ -221,7 +221,8 @@ impl Sql {
     /// Opens one.
     pub fn open(host: &str, port: u16, password: &str) -> Result<Sql> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let config = format!("host={host} port={port} user=postgres password={password} dbname=postgres connect_timeout=5");
+        let config =
+            format!("host={host} port={port} user=postgres password={password} dbname=postgres connect_timeout=5");
         let client = runtime.block_on(async {
             let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await?;
             tokio::spawn(connection);
@@ -435,8 +436,7 @@ impl Wired {
             .find(|subnet| !taken.contains(&format!(" {subnet}.")))
             .ok_or_else(|| anyhow!("no free subnet"))?;
         let dir = new_directory("wired");
-        let mut wired =
-            Wired { dir, tag, subnet, nodes: BTreeMap::new(), keepers: BTreeMap::new(), _place: place };
+        let mut wired = Wired { dir, tag, subnet, nodes: BTreeMap::new(), keepers: BTreeMap::new(), _place: place };
         wired.wire(count)?;
         wired.form(count);
         Ok(wired)
@@ -467,7 +467,12 @@ impl Wired {
             let node = self.describe(number);
             self.nodes.insert(node.name.clone(), node);
         }
-        let said = self.stemma("n1", &["init", "--name", "wired"]);
+        let settings = self.dir.join("settings.toml");
+        // The test connects from outside the namespaces, without TLS.
+        let text = "[postgresql]\nhba = [\"host all all all scram-sha-256\"]\n";
+        std::fs::write(&settings, text).expect("settings are written");
+        let settings = settings.display().to_string();
+        let said = self.stemma("n1", &["init", "--name", "wired", "--settings", &settings]);
         assert_eq!(said.code, 0, "init: {said:?}");
         self.start_keeper("n1");
         for number in 2..=count {
@@ -497,14 +502,9 @@ impl Wired {
     }
 
     fn password(&self) -> Result<String> {
-        let state_dir = &self.node("n1").state_dir;
-        for entry in std::fs::read_dir(state_dir)?.flatten() {
-            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-            if let Some(password) = text.lines().find_map(|line| line.strip_prefix("password=")) {
-                return Ok(password.trim().to_owned());
-            }
-        }
-        bail!("no credentials in {}", state_dir.display())
+        let file = std::fs::read_to_string(self.node("n1").state_dir.join("credentials.json"))?;
+        let document: Value = serde_json::from_str(&file)?;
+        document["postgres"].as_str().map(str::to_owned).ok_or_else(|| anyhow!("no password in the credentials"))
     }
 
     fn describe(&self, number: u8) -> Node {
