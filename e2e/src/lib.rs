@@ -5,6 +5,7 @@
 //! and removed when it goes out of scope, also in a panic, which then tells how the cluster stood.
 
 mod cluster;
+pub mod net;
 pub mod faults;
 mod http;
 mod ledger;
