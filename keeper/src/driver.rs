@@ -81,6 +81,8 @@ pub struct Driver {
     written: Option<ServerConfig>,
     sync_names: Option<String>,
     floors: BTreeMap<NodeId, Lsn>,
+    /// Every process of the server is known to have taken up the synchronous list that it shows.
+    list_taken_up: bool,
     last_streaming: BTreeMap<NodeId, Moment>,
     receiver_seen_at: Moment,
     prepared_server: bool,
@@ -125,6 +127,7 @@ impl Driver {
             written: None,
             sync_names: None,
             floors: BTreeMap::new(),
+            list_taken_up: false,
             last_streaming: BTreeMap::new(),
             receiver_seen_at: now,
             prepared_server: false,
@@ -368,6 +371,7 @@ impl Driver {
                 tracing::info!(pid = server.pid(), %role, "database server started");
                 self.server = Some(server);
                 self.control = None;
+                self.list_taken_up = false;
                 self.prepared_server = false;
                 self.wait_sample = self.parts.local.next_sample();
                 self.parts.local.set_phase(Phase::Alive);

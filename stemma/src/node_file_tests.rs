@@ -129,3 +129,14 @@ fn a_command_that_needs_the_file_names_every_problem() {
     assert!(trouble.causes.iter().any(|cause| cause.contains("`state_dir` is missing")), "{trouble:?}");
     assert_eq!(load(&directory.path().join("absent")).expect_err("absent").code.to_string(), "ST1101");
 }
+
+#[test]
+fn every_key_of_the_file_has_its_line_in_the_reference() {
+    let mut known: Vec<String> = ROOT_KEYS.iter().take(3).map(ToString::to_string).collect();
+    for (section, keys) in
+        [("keeper", LISTEN_KEYS), ("api", LISTEN_KEYS), ("postgresql", POSTGRESQL_KEYS), ("consensus", CONSENSUS_KEYS)]
+    {
+        known.extend(keys.iter().map(|key| format!("{section}.{key}")));
+    }
+    assert_eq!(KEYS.iter().map(|key| key.key).collect::<Vec<_>>(), known);
+}

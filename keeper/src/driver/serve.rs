@@ -150,6 +150,14 @@ impl Driver {
         let state = &turn.state.value;
         let salt = &turn.secrets.value.name_salt;
         let (Some(written), Some(me)) = (facts.written, state.members.get(&self.parts.me)) else { return Ok(false) };
+        if !self.list_taken_up {
+            // Until then the list that the server shows may not be the one by which it lets commits go.
+            self.sql.wait_reload_everywhere(SETTING_DEADLINE).await?;
+            self.list_taken_up = true;
+            self.floors.clear();
+            self.sample_again();
+            return Ok(true);
+        }
         let server = sync::parse(&facts.synchronous_standby_names, |name| {
             naming::node_of_application_name(name, &state.members, salt)
         });
@@ -199,6 +207,7 @@ impl Driver {
 
     async fn write_synchronous(&mut self, names: String, turn: &Turn) -> Result<(), Trouble> {
         self.sync_names = Some(names.clone());
+        self.list_taken_up = false;
         let config = self.wanted_config(Role::Primary, turn)?;
         postgres::write_config(&self.parts.spec, &config)?;
         failpoint::pass("sync.file-written");

@@ -1,0 +1,6 @@
+//! The life of a cluster, on real servers: built, used, changed, hurt, and each time back by itself.
+
+mod commit_modes;
+mod lifecycle;
+mod nodes;
+mod settings;
