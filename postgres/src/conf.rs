@@ -286,11 +286,7 @@ pub fn write_config(spec: &ServerSpec, config: &ServerConfig) -> Result<ConfigCh
     }
     let hba = hba::render(&spec.superuser, config.tls, &config.replication_hba, &config.hba_users)?;
     let mut changed = replace(&dir.join("pg_hba.conf"), &hba, user)?;
-<<<<<<< HEAD
-    changed |= replace(&dir.join("pg_ident.conf"), &hba::ident(&config.members), user)?;
-=======
-    changed |= rewrite(spec, "pg_ident.conf", hba::ident)?;
->>>>>>> v-adopt
+    changed |= rewrite(spec, "pg_ident.conf", |old| hba::ident(&config.members, old))?;
     changed |= replace(&dir.join(FILE), &text, user)?;
     changed |= rewrite(spec, "postgresql.conf", |old| with_include(old, INCLUDE))?;
     changed |= rewrite(spec, "postgresql.auto.conf", |old| without_ours(old, &all))?;

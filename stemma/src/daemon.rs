@@ -354,12 +354,8 @@ fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
             advertise: node.advertise,
             bin_dir: node.bin_dir,
             run_as: node.run_as,
-<<<<<<< HEAD
-            tablespace_root: node.tablespace_root,
-=======
             socket_dirs: node.socket_dirs,
-            tablespace_root: None,
->>>>>>> v-adopt
+            tablespace_root: node.tablespace_root,
         }),
         consensus: match file.consensus {
             node_file::ConsensusChoice::Embedded => keeper::ConsensusChoice::Embedded,

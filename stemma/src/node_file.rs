@@ -45,13 +45,10 @@ pub struct PostgresqlNode {
     pub bin_dir: Option<PathBuf>,
     /// Operating system user of the server when the keeper runs as root.
     pub run_as: Option<String>,
-<<<<<<< HEAD
     /// Where a clone puts tablespaces (`<root>/<oid>`); the paths of the source when absent.
     pub tablespace_root: Option<PathBuf>,
-=======
     /// Further directories for the server's socket.
     pub socket_dirs: Vec<PathBuf>,
->>>>>>> v-adopt
 }
 
 /// Which consensus store the node uses.
@@ -210,16 +207,11 @@ pub const KEYS: &[KeyDoc] = &[
 ];
 
 const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus"];
-<<<<<<< HEAD
-const LISTEN_KEYS: &[&str] = &["listen", "advertise"];
-const POSTGRESQL_KEYS: &[&str] = &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "tablespace_root"];
-const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "user", "password_file", "ca_file"];
-=======
 const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
 const API_KEYS: &[&str] = &["listen", "advertise"];
-const POSTGRESQL_KEYS: &[&str] = &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "socket_dirs"];
+const POSTGRESQL_KEYS: &[&str] =
+    &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "socket_dirs", "tablespace_root"];
 const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "prefix", "user", "password_file", "ca_file"];
->>>>>>> v-adopt
 /// Keys of the cluster settings, which people look for in the node file.
 const CLUSTER_KEYS: &[&str] = &[
     "commit_mode",
@@ -361,10 +353,7 @@ impl Reader<'_> {
         let bin_dir = path(self, "bin_dir");
         let tablespace_root = path(self, "tablespace_root");
         let run_as = text(self, "run_as");
-<<<<<<< HEAD
-=======
         let socket_dirs = self.socket_dirs(table);
->>>>>>> v-adopt
         Some(PostgresqlNode {
             data_dir: data_dir?,
             listen,
@@ -372,11 +361,8 @@ impl Reader<'_> {
             advertise: advertise?,
             bin_dir,
             run_as,
-<<<<<<< HEAD
             tablespace_root,
-=======
             socket_dirs,
->>>>>>> v-adopt
         })
     }
 

@@ -74,12 +74,8 @@ impl Driver {
             changed |= postgres::write_active(&self.parts.spec, &config, files)?;
         }
         // An adopted server may not have read what an earlier keeper wrote last; a reload settles it.
-<<<<<<< HEAD
-        if change.changed || self.written.is_none() {
-            failpoint::pass("configure.file-written");
-=======
         if changed || self.written.is_none() {
->>>>>>> v-adopt
+            failpoint::pass("configure.file-written");
             tracing::info!("server configuration changed; reloading");
             self.reload().await?;
             failpoint::pass("configure.reloaded");

@@ -15,11 +15,7 @@ use crate::cli::{Cli, Command, Global, Output};
 use crate::client::Client;
 use crate::render::look::Look;
 use crate::render::out;
-<<<<<<< HEAD
-use crate::{demo, explain, reference, sandbox};
-=======
-use crate::{daemon, demo, explain, sandbox};
->>>>>>> v-adopt
+use crate::{daemon, demo, explain, reference, sandbox};
 use model::status::SCHEMA_VERSION;
 use model::{Outcome, Trouble};
 use serde_json::{Value, json};
