@@ -536,10 +536,8 @@ pub fn bin_dir(major: u32) -> PathBuf {
         return packaged;
     }
     let fetched = std::env::var_os("STEMMA_POSTGRES_DIR").map_or_else(|| "/tmp/stemma-postgres".into(), PathBuf::from);
-    let candidates = [
-        fetched.join(format!("{major}/bin")),
-        fetched.join(format!("{major}/usr/lib/postgresql/{major}/bin")),
-    ];
+    let candidates =
+        [fetched.join(format!("{major}/bin")), fetched.join(format!("{major}/usr/lib/postgresql/{major}/bin"))];
     let found = candidates.into_iter().find(|dir| dir.join("postgres").exists());
     found.unwrap_or_else(|| panic!("PostgreSQL {major} is missing: scripts/fetch-postgres {major}"))
 }

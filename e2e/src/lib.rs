@@ -5,10 +5,10 @@
 //! and removed when it goes out of scope, also in a panic, which then tells how the cluster stood.
 
 mod cluster;
-pub mod net;
 pub mod faults;
 mod http;
 mod ledger;
+pub mod net;
 mod postgresql;
 mod program;
 mod wait;
