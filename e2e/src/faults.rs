@@ -1,8 +1,8 @@
 //! Nodes whose every process is in the test's hand: built by `init`, `join` and `run` with node files of the test's
 //! own, armed with kill points, broken in all ways, and cleaned up whatever happens.
 
+use model::Trouble;
 use model::status::{ClusterStatus, NodeStatus, Verdict};
-use model::{Outcome, Trouble};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use std::io::{Read, Write};
@@ -310,10 +310,10 @@ impl Node {
         })
     }
     /// A change asked of this node, told until it is taken: a keeper that just came back has no majority yet.
-    pub fn change(&self, arguments: &[&str]) -> Outcome {
+    pub fn change(&self, arguments: &[&str]) -> Said {
         wait_for(&format!("{arguments:?}"), || {
             let said = self.stemma(arguments);
-            serde_json::from_value(said.json.clone()).ok().filter(|_| said.status.success()).ok_or(format!("{said:?}"))
+            if said.status.success() { Ok(said) } else { Err(format!("{said:?}")) }
         })
     }
 

@@ -108,15 +108,11 @@ fn a_cluster_is_born_through_every_kill() {
     assert!(!n1.data_dir.join("stemma.initdb").exists(), "what initdb worked in is gone");
     let ledger = Ledger::start(&n1);
 
-    // n2 dies while it joins, and the keeper that admits it dies when it makes a slot for it.
+    // The command of n2 dies while it joins.
     let mut n2 = world.node("n2");
     let token = n1.token("replica");
     dies(&n2, JOIN[0], |node| node.join(&token));
-    n1.arm("slot.created");
     dies(&n2, JOIN[1], |node| node.join(&token));
-    n1.wait_death("slot.created");
-    n1.start();
-    n1.wait_primary();
     dies(&n2, "join.identity-written", |node| node.join(&token));
     n2.join(&token).refused("ST1208");
 
@@ -133,7 +129,14 @@ fn a_cluster_is_born_through_every_kill() {
     }
     n3.join(&token).done();
 
-    for point in CLONE {
+    // n1 dies when it has made the slot that n2 waits for.
+    n1.arm("slot.created");
+    n2.arm(CLONE[0]);
+    n2.start();
+    n1.wait_death("slot.created");
+    n1.start();
+    n2.wait_death(CLONE[0]);
+    for point in &CLONE[1..] {
         n2.start_and_die(point);
     }
     n2.start();
