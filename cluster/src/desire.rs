@@ -52,6 +52,11 @@ pub enum Lineage {
     Unknown,
     /// It may follow.
     Follows,
+    /// It may follow, but its upstream no longer has the log that it needs next.
+    LogGone {
+        /// The sentence for people.
+        reason: String,
+    },
     /// It holds what the primary's history does not hold.
     Diverged {
         /// The sentence for people.
@@ -78,6 +83,9 @@ pub struct Situation<'a> {
     pub upstream_ready: bool,
     /// Whether the receiver has been away for longer than a reconnect takes although the upstream answers.
     pub starved: bool,
+    /// Whether the primary, looked at after this node, had less than this node has: it was set back to an older state,
+    /// or this node holds what it never had.
+    pub ahead: bool,
 }
 
 /// The next thing to do.
@@ -239,7 +247,8 @@ fn start_replica(situation: &Situation<'_>, member: &Member, control: &Control) 
     }
     match &situation.lineage {
         Lineage::Unknown => Desire::CheckLineage,
-        Lineage::Follows => Desire::Start(Role::Replica),
+        // Without the log it cannot go on, but what it has it may serve.
+        Lineage::Follows | Lineage::LogGone { .. } => Desire::Start(Role::Replica),
         Lineage::Diverged { reason } => Desire::Halt { code: "ST3010", reason: reason.clone() },
     }
 }
@@ -267,11 +276,64 @@ fn as_replica(situation: &Situation<'_>, member: &Member, facts: &ServerFacts) -
         | Stage::Rejoin { .. }
         | Stage::Halted { .. }
         | Stage::Leaving => {
-            if situation.starved && situation.lineage == Lineage::Unknown {
+            if (situation.starved || situation.ahead) && situation.lineage == Lineage::Unknown {
                 Desire::CheckLineage
             } else {
                 Desire::Serve(Role::Replica)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenes::{AT, observed, state};
+    use model::units::Moment;
+
+    fn replica(change: impl FnOnce(&mut Situation<'_>, &mut ServerFacts)) -> Desire {
+        let state = state(3);
+        let seen = observed(&state, Moment(1_000_000));
+        let mut facts = seen[&NodeId(2)].sample.facts.clone().expect("runs");
+        let control =
+            Control { system_id: SystemId(7), major: 15, was_primary: false, timeline: facts.timeline, position: AT };
+        let mut situation = Situation {
+            me: NodeId(2),
+            state: &state,
+            data: Data::Present(control),
+            process: Process::Stopped,
+            reinit_begun: 0,
+            lineage: Lineage::Unknown,
+            upstream_ready: true,
+            starved: false,
+            ahead: false,
+        };
+        change(&mut situation, &mut facts);
+        desire(&Situation { process: Process::Running(&facts), ..situation })
+    }
+    fn log_gone() -> Lineage {
+        Lineage::LogGone { reason: "gone".into() }
+    }
+
+    #[test]
+    fn histories_are_compared_when_a_replica_starves_or_is_ahead_and_not_again_at_once() {
+        assert_eq!(replica(|_, _| {}), Desire::Serve(Role::Replica));
+        assert_eq!(replica(|at, _| at.starved = true), Desire::CheckLineage);
+        assert_eq!(replica(|at, _| at.ahead = true), Desire::CheckLineage);
+        for known in [Lineage::Follows, log_gone()] {
+            let asked = |at: &mut Situation<'_>, _: &mut ServerFacts| (at.starved, at.lineage) = (true, known);
+            assert_eq!(replica(asked), Desire::Serve(Role::Replica));
+        }
+    }
+
+    #[test]
+    fn a_replica_that_diverged_or_writes_is_halted() {
+        let code = |desire| match desire {
+            Desire::Halt { code, .. } => code,
+            other => panic!("{other:?}"),
+        };
+        let diverged = Lineage::Diverged { reason: "beyond the switch".into() };
+        assert_eq!(code(replica(|at, _| at.lineage = diverged)), "ST3010");
+        assert_eq!(code(replica(|_, facts| facts.in_recovery = false)), "ST3022");
     }
 }
