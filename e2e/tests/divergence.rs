@@ -173,5 +173,7 @@ fn replicas_that_are_ahead_of_a_primary_set_back_are_found() {
         let problem = halted(&cluster, name, "ST3010");
         assert!(problem["cause"].as_str().is_some_and(|text| text.contains("primary")), "{problem:#}");
     }
+    let said = cluster.stemma(&["node", "reinit", "n3", "--yes"]);
+    assert_eq!(said.code, 0, "{said:?}");
     rebuilt(&cluster, "n2", "100");
 }
