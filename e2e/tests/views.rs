@@ -524,8 +524,11 @@ fn slots_move_with_the_cluster_and_end_when_their_member_stays_away() {
             Ok(())
         });
     }
-    let history = cluster.stemma(&["history"]).out;
-    assert!(history.contains("dropped") && history.contains("slot_retention_size"), "{history}");
+    wait_for("the drop is in the history", PATIENCE, || {
+        let said = cluster.stemma(&["history"]);
+        ensure!(said.out.contains("dropped") && said.out.contains("slot_retention_size"), "{said:?}");
+        Ok(())
+    });
     write(30);
     for name in ["n1", "n2", "n1", "n2"] {
         cluster.node(name).value("CHECKPOINT").expect("a checkpoint");

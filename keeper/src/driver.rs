@@ -85,6 +85,8 @@ pub struct Driver {
     written: Option<ServerConfig>,
     sync_names: Option<String>,
     floors: BTreeMap<NodeId, Lsn>,
+    /// Every process of the server is known to have taken up the synchronous list that it shows.
+    list_taken_up: bool,
     last_streaming: BTreeMap<NodeId, Moment>,
     receiver_seen_at: Moment,
     prepared_server: bool,
@@ -130,6 +132,7 @@ impl Driver {
             written: None,
             sync_names: None,
             floors: BTreeMap::new(),
+            list_taken_up: false,
             last_streaming: BTreeMap::new(),
             receiver_seen_at: now,
             prepared_server: false,
@@ -229,12 +232,16 @@ impl Driver {
                 Ok(false)
             }
             Desire::MarkActive => {
+                failpoint::pass("active.marking");
                 self.parts.store.update(|state| Ok((arrived(state, me), ()))).await?;
+                failpoint::pass("active.marked");
                 Ok(false)
             }
             Desire::InitDb => self.initdb(turn).await.map(|()| true),
             Desire::RecordIdentity { system_id, major } => {
+                failpoint::pass("database.learning");
                 self.parts.store.update(|state| Ok((admission::learn_database(state, system_id, major), ()))).await?;
+                failpoint::pass("database.learned");
                 Ok(false)
             }
             Desire::DiscardHalfMade => {
@@ -259,6 +266,7 @@ impl Driver {
                 Ok(false)
             }
             Desire::Leave => {
+                failpoint::pass("leave.stopped");
                 self.rest_phase();
                 self.parts.local.set_doing(Some("left the cluster; its data stays where it is".into()));
                 Ok(false)
@@ -366,15 +374,18 @@ impl Driver {
         self.write_server_files()?;
         let config = self.wanted_config(role, turn)?;
         postgres::write_config(&self.parts.spec, &config)?;
+        failpoint::pass("server.configured");
         self.written = Some(config);
         self.started_at = turn.now;
         self.receiver_seen_at = turn.now;
         self.log_began_at = postgres::server_log_size(&self.parts.spec);
         match Server::start(&self.parts.spec).await {
             Ok(server) => {
+                failpoint::pass("server.started");
                 tracing::info!(pid = server.pid(), %role, "database server started");
                 self.server = Some(server);
                 self.control = None;
+                self.list_taken_up = false;
                 self.prepared_server = false;
                 self.wait_sample = self.parts.local.next_sample();
                 self.parts.local.set_phase(Phase::Alive);
@@ -410,9 +421,12 @@ impl Driver {
     async fn wipe(&mut self, order: u64) -> Result<(), Trouble> {
         self.stop_server("its data is rebuilt from a fresh base backup").await?;
         self.parts.local.set_doing(Some("removing the old data".into()));
+        failpoint::pass("wipe.begun");
         // Marked first: from here on the data counts as half made, whatever happens, and no server starts on it.
         postgres::clone::mark_for_removal(&self.parts.node.data_dir, self.parts.spec.user.as_ref(), clock::wall())?;
+        failpoint::pass("wipe.marked");
         files::write_private(&reinit_file(&self.parts.config), order.to_string().as_bytes())?;
+        failpoint::pass("wipe.noted");
         self.reinit_begun = order;
         self.discard_half_made().await?;
         self.control = None;

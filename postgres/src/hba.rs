@@ -4,7 +4,7 @@
 //! only with a certificate of the cluster (or a password where there is no TLS), both refused otherwise; then the
 //! user's lines.
 
-use model::Trouble;
+use model::{NodeName, Trouble};
 
 /// Lines used where the settings give none.
 const DEFAULT_LINES: [&str; 3] = [
@@ -13,9 +13,15 @@ const DEFAULT_LINES: [&str; 3] = [
     "hostssl all all all scram-sha-256",
 ];
 
-/// Everyone whom the cluster's CA signed may act as the replication role. A member that was removed can therefore
-/// still connect until its certificate ends or the CA is replaced, unless lines in `replication_hba` refuse its address.
-pub(crate) const IDENT: &str = "# Written by stemma; changes are overwritten.\nstemma /^(.*)$ stemma_replication\n";
+/// The text of `pg_ident.conf`: members, and nobody else whom the cluster's CA may have signed for, act as the
+/// replication role. A certificate bears its member's name (CN); a removed member's line goes, and with it its access.
+pub(crate) fn ident(members: &[NodeName]) -> String {
+    let mut text = String::from("# Written by stemma; changes are overwritten.\n");
+    for name in members {
+        text.push_str(&format!("stemma \"{name}\" stemma_replication\n"));
+    }
+    text
+}
 
 /// The text of `pg_hba.conf`.
 pub(crate) fn render(superuser: &str, tls: bool, replication: &[String], users: &[String]) -> Result<String, Trouble> {

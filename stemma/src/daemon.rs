@@ -328,7 +328,7 @@ fn config(file: NodeFile) -> NodeConfig {
             advertise: node.advertise,
             bin_dir: node.bin_dir,
             run_as: node.run_as,
-            tablespace_root: None,
+            tablespace_root: node.tablespace_root,
         }),
         consensus: match file.consensus {
             node_file::ConsensusChoice::Embedded => keeper::ConsensusChoice::Embedded,

@@ -96,7 +96,7 @@ fn check_strict(before: &ClusterState, after: &ClusterState, name: &NodeName) ->
             "without `{name}` {left} replicas could acknowledge commits, and {} with strict = true waits for {asked}",
             after.settings.commit_mode
         ),
-        "add a replica first, or set `strict = false` or another `commit_mode` with `stemma config edit`",
+        "add a replica first, or set `strict = false` or another `commit_mode` with `stemma config set`",
     );
     trouble.exit = exit::REFUSED;
     Err(trouble)
