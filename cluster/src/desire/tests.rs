@@ -33,7 +33,6 @@ impl Story {
             upstream_ready: true,
             starved: false,
             ahead: false,
-            ahead: false,
         }
     }
 }
