@@ -1,8 +1,8 @@
 //! Nodes whose every process is in the test's hand: built by `init`, `join` and `run` with node files of the test's
 //! own, armed with kill points, broken in all ways, and cleaned up whatever happens.
 
-use model::status::{ClusterStatus, NodeStatus, Verdict};
 use model::Trouble;
+use model::status::{ClusterStatus, NodeStatus, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use std::io::{Read, Write};
@@ -536,10 +536,8 @@ pub fn bin_dir(major: u32) -> PathBuf {
         return packaged;
     }
     let fetched = std::env::var_os("STEMMA_POSTGRES_DIR").map_or_else(|| "/tmp/stemma-postgres".into(), PathBuf::from);
-    let candidates = [
-        fetched.join(format!("{major}/bin")),
-        fetched.join(format!("{major}/usr/lib/postgresql/{major}/bin")),
-    ];
+    let candidates =
+        [fetched.join(format!("{major}/bin")), fetched.join(format!("{major}/usr/lib/postgresql/{major}/bin"))];
     let found = candidates.into_iter().find(|dir| dir.join("postgres").exists());
     found.unwrap_or_else(|| panic!("PostgreSQL {major} is missing: scripts/fetch-postgres {major}"))
 }

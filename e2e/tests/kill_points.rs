@@ -326,7 +326,8 @@ impl Dice {
 #[test]
 fn keepers_killed_at_random_during_changes_lose_nothing() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("STEMMA_SEED").unwrap_or_else(|| u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let seed =
+        number("STEMMA_SEED").unwrap_or_else(|| u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     println!("repeat with STEMMA_SEED={seed}");
     let mut dice = Dice(seed | 1);
     let world = World::new();

@@ -2,6 +2,7 @@
 //!
 //! Floor 3: does what it is told. Which server is primary, who may acknowledge and when to stop are decided elsewhere.
 
+pub mod adopt;
 pub mod clone;
 pub mod conf;
 pub mod control_file;
@@ -15,6 +16,7 @@ pub mod os_user;
 pub mod process;
 mod reload;
 pub mod replication;
+pub mod running;
 pub mod sample;
 mod slots;
 pub mod spec;
@@ -33,6 +35,7 @@ pub use os_user::{OsUser, server_user};
 pub use process::{
     Server, StopMode, kill_everything, receiver_processes, server_log_tail, server_processes, terminate_receiver,
 };
+pub use running::{ActiveFiles, whereabouts, write_active};
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
 pub use sql::Sql;
 pub use written::written_parameter;

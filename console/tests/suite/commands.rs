@@ -57,12 +57,7 @@ fn mutations() -> Vec<(Method, &'static str, &'static str, Option<Command>)> {
             r#"{"node":"n2"}"#,
             Some(Command::RotateCertificates { node: Some(name("n2")) }),
         ),
-        (
-            post.clone(),
-            "/v1/certificates/rotate",
-            r#"{"node":null}"#,
-            Some(Command::RotateCertificates { node: None }),
-        ),
+        (post.clone(), "/v1/certificates/rotate", r#"{"node":null}"#, Some(Command::RotateCertificates { node: None })),
         (post.clone(), "/v1/operations/op_3/cancel", "", Some(Command::CancelOperation { id: "op_3".to_owned() })),
         (
             post.clone(),

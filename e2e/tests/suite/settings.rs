@@ -59,7 +59,7 @@ async fn versions_and_files(cluster: &Cluster) {
     let history = cluster.json(&["config", "history"]).await;
     let versions = history["history"].as_array().expect("a list");
     let told: Vec<_> = versions.iter().map(|one| (one["version"].as_u64(), one["reason"].as_str())).collect();
-    assert_eq!(told[..2], [(Some(1), Some("")), (Some(2), Some("more memory"))]);
+    assert_eq!(told[..2], [(Some(1), Some("the cluster was made")), (Some(2), Some("more memory"))]);
     assert_eq!(told.len(), 4);
     cluster.refused(&["config", "rollback", "99"], "ST2108", 2).await;
     cluster.refused(&["config", "set", "comit_mode=sync"], "ST1102", 2).await;
