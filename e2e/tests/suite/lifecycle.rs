@@ -1,7 +1,7 @@
 //! Three nodes on every supported major version: healthy, replicating, and telling so in all views.
 
 use e2e::{Cluster, Writers, majors, request};
-use model::status::Verdict;
+use model::status::{Durability, Verdict};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -61,7 +61,8 @@ async fn status_is_as_documented(cluster: &Cluster, major: u32) {
         assert_eq!((&replica["upstream"], &replica["link"]), (&"n1".into(), &"streaming".into()));
     }
     // The rule takes up its voters one after the other; the cluster takes writes before the last of them counts.
-    let settled = cluster.wait_status("both replicas are voters", |view| view.durability.failures_tolerated == 1).await;
+    let is_settled = |durability: &Durability| durability.voters.len() == 2 && durability.failures_tolerated == 1;
+    let settled = cluster.wait_status("both replicas are voters", |view| is_settled(&view.durability)).await;
     assert_eq!((settled.schema_version, settled.verdict), (1, Verdict::Healthy));
     assert!(settled.engine.starts_with(&format!("PostgreSQL {major}.")), "{}", settled.engine);
     let durability = &settled.durability;
