@@ -142,19 +142,3 @@ fn every_key_of_the_file_has_its_line_in_the_reference() {
     }
     assert_eq!(KEYS.iter().map(|key| key.key).collect::<Vec<_>>(), known);
 }
-
-#[test]
-fn every_key_that_is_read_is_in_the_reference() {
-    let sections = [
-        ("", ROOT_KEYS),
-        ("keeper.", KEEPER_KEYS),
-        ("api.", API_KEYS),
-        ("postgresql.", POSTGRESQL_KEYS),
-        ("consensus.", CONSENSUS_KEYS),
-    ];
-    let tables = ["keeper", "api", "postgresql", "consensus"];
-    let read = sections.iter().flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}{key}")));
-    let read: std::collections::BTreeSet<String> = read.filter(|key| !tables.contains(&key.as_str())).collect();
-    let told: std::collections::BTreeSet<String> = KEYS.iter().map(|doc| doc.key.to_owned()).collect();
-    assert_eq!(read, told);
-}
