@@ -164,8 +164,12 @@ fn changes_are_finished_or_undone_through_every_kill() {
         let setting = format!("lag_warn={lag}");
         let command = ["config", "set", &setting];
         survives(1, &mut nodes, point, |nodes| {
-            let said = nodes[1].stemma(&command);
-            assert!(!said.status.success(), "{point}: {said:?}");
+            // It may be refused at first, before the keeper has heard of the cluster.
+            wait_for(&format!("a death at {point}"), || {
+                let said = nodes[1].stemma(&command);
+                assert!(!said.status.success(), "{point}: {said:?}");
+                if nodes[1].hit().is_some() { Ok(()) } else { Err(format!("{said:?}")) }
+            });
         });
         nodes[1].change(&command);
         let shown = nodes[0].stemma(&["config", "show"]).done();

@@ -22,7 +22,7 @@ use model::observe::{ServerFacts, ServerState};
 use model::state::{Secrets, Stage};
 use model::units::{Millis, Moment};
 use model::{ClusterState, Lsn, NodeId, NodeSample, Role, Trouble};
-use postgres::{DataDir, Server, ServerConfig, ServerSpec, Sql, StopMode};
+use postgres::{ActiveFiles, DataDir, Server, ServerConfig, ServerSpec, Sql, StopMode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +83,8 @@ pub struct Driver {
     lineage_asked_at: Option<Moment>,
     reinit_begun: u64,
     written: Option<ServerConfig>,
+    /// What a server reads that another hand started; unknown until it was asked.
+    active: Option<ActiveFiles>,
     sync_names: Option<String>,
     floors: BTreeMap<NodeId, Lsn>,
     /// Every process of the server is known to have taken up the synchronous list that it shows.
@@ -130,6 +132,7 @@ impl Driver {
             lineage_asked_at: None,
             reinit_begun,
             written: None,
+            active: None,
             sync_names: None,
             floors: BTreeMap::new(),
             list_taken_up: false,
@@ -285,6 +288,7 @@ impl Driver {
         }
         self.server = None;
         self.control = None;
+        self.active = None;
         self.prepared_server = false;
         // Backends can outlive their postmaster and could still acknowledge commits: none may be left before anything
         // else is done.
@@ -376,6 +380,8 @@ impl Driver {
         postgres::write_config(&self.parts.spec, &config)?;
         failpoint::pass("server.configured");
         self.written = Some(config);
+        // A server that we start reads what lies in its data directory and nothing else.
+        self.active = None;
         self.started_at = turn.now;
         self.receiver_seen_at = turn.now;
         self.log_began_at = postgres::server_log_size(&self.parts.spec);
@@ -411,6 +417,7 @@ impl Driver {
         postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
         self.control = None;
         self.written = None;
+        self.active = None;
         self.prepared_server = false;
         self.parts.local.set_phase(Phase::Stopped);
         Ok(())

@@ -50,7 +50,7 @@ pub struct Passwords {
     pub superuser: String,
     /// Of `stemma_replication`.
     pub replication: String,
-    /// Of `postgres`.
+    /// Of `postgres`; empty when an adopted database has that role already, which then keeps its own.
     pub postgres: String,
 }
 
@@ -111,6 +111,11 @@ pub fn random_password() -> Result<String, Trouble> {
 /// New passwords for our roles.
 pub fn new_passwords() -> Result<Passwords, Trouble> {
     Ok(Passwords { superuser: random_password()?, replication: random_password()?, postgres: random_password()? })
+}
+
+/// Refuses a node that is part of a cluster already, before anything is done for another one.
+pub fn check_not_enrolled(config: &NodeConfig) -> Result<(), Trouble> {
+    refuse_if_enrolled(config).map(|_| ())
 }
 
 fn refuse_if_enrolled(config: &NodeConfig) -> Result<IdentityFiles, Trouble> {
@@ -224,6 +229,10 @@ pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Troub
 
 /// Writes the passwords for the owner of the cluster to the node's `credentials.json`.
 pub fn write_credentials(config: &NodeConfig, secrets: &Secrets) -> Result<(), Trouble> {
+    if secrets.postgres_password.is_empty() {
+        // An adopted database: its owner has the password of `postgres` and we do not.
+        return files::remove_file(&config.credentials_file());
+    }
     let body = serde_json::json!({ "user": "postgres", "postgres": secrets.postgres_password });
     files::write_private(&config.credentials_file(), body.to_string().as_bytes())
 }

@@ -25,7 +25,7 @@ pub enum ConsensusChoice {
     Etcd {
         /// URLs of its members.
         endpoints: Vec<String>,
-        /// Keys begin with this.
+        /// Keys begin with this and a slash. Empty in a node file that leaves it to `init`.
         prefix: String,
         /// User name, where it wants one.
         #[serde(default)]

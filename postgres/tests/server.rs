@@ -39,6 +39,7 @@ impl World {
             user,
             listen: "127.0.0.1".into(),
             port,
+            socket_dirs_beside: Vec::new(),
             socket_dir: postgres::socket_dir_for(root),
             log_file: root.join("server.log"),
             superuser: "stemma".into(),

@@ -136,7 +136,7 @@ fn a_command_that_needs_the_file_names_every_problem() {
 fn every_key_of_the_file_has_its_line_in_the_reference() {
     let mut known: Vec<String> = ROOT_KEYS.iter().take(3).map(ToString::to_string).collect();
     for (section, keys) in
-        [("keeper", LISTEN_KEYS), ("api", LISTEN_KEYS), ("postgresql", POSTGRESQL_KEYS), ("consensus", CONSENSUS_KEYS)]
+        [("keeper", KEEPER_KEYS), ("api", API_KEYS), ("postgresql", POSTGRESQL_KEYS), ("consensus", CONSENSUS_KEYS)]
     {
         known.extend(keys.iter().map(|key| format!("{section}.{key}")));
     }

@@ -226,4 +226,67 @@ mod tests {
         assert_eq!(splice(&new, "new\n"), Some(new.clone()));
         assert_eq!(splice("# Head\n", "new"), None);
     }
+
+    /// What is wrong with a command line as texts name it, placeholders and all.
+    fn misnamed(line: &str) -> Option<String> {
+        let mut root = Cli::command();
+        root.build();
+        let mut command = &root;
+        for word in line.split_whitespace().skip(1) {
+            if matches!(word, "|" | "#" | ">" | "<" | "&") {
+                break;
+            }
+            let word = word.trim_matches(['[', ']', '(', ')', ',', '.', ':', ';']);
+            let option = word.strip_prefix("--").map(|option| option.split('=').next().unwrap_or(option));
+            if let Some(option) = option {
+                let known = command.get_arguments().any(|arg| arg.get_long() == Some(option));
+                if !known && !matches!(option, "help" | "version") {
+                    return Some(format!("`{}` has no option --{option}", command.get_name()));
+                }
+            } else if command.has_subcommands() && word.starts_with(|first: char| first.is_ascii_lowercase()) {
+                match command.find_subcommand(word) {
+                    Some(found) => command = found,
+                    None if command.get_arguments().any(|arg| arg.get_id() == word) => {}
+                    None => return Some(format!("`{}` has no command `{word}`", command.get_name())),
+                }
+            }
+        }
+        None
+    }
+
+    fn texts(directory: &Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in std::fs::read_dir(directory).expect("a directory").flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let hidden = name.to_string_lossy().starts_with('.');
+            if path.is_dir() && !hidden && name != "target" {
+                texts(&path, found);
+            } else if path.extension().is_some_and(|end| end == "rs" || end == "md") {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn commands_that_texts_name_exist() {
+        let mut files = Vec::new();
+        texts(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut files);
+        assert!(files.len() > 50, "the sources are there");
+        let mut wrong = Vec::new();
+        for file in files.iter().filter(|file| !file.ends_with("src/reference.rs")) {
+            let text = std::fs::read_to_string(file).expect("readable");
+            for (number, line) in text.lines().enumerate() {
+                let inline = line.split('`').skip(1).step_by(2);
+                let shell =
+                    line.trim_start().trim_start_matches("$ ").split_once(" && ").map_or(line, |(_, rest)| rest);
+                let shell = shell.trim_start().trim_start_matches("$ ");
+                let block = (file.extension().is_some_and(|end| end == "md")).then_some(shell);
+                for named in inline.chain(block).filter(|named| named.starts_with("stemma ")) {
+                    if let Some(problem) = misnamed(named) {
+                        wrong.push(format!("{}:{}: {named}: {problem}", file.display(), number + 1));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
 }

@@ -12,6 +12,7 @@ use model::observe::{ServerFacts, ServerState};
 use model::state::{LineageEntry, Stage};
 use model::units::Millis;
 use model::{Member, NodeId, Role, Trouble};
+use postgres::ActiveFiles;
 use std::time::Duration;
 
 /// How long a reloaded parameter may take to show.
@@ -67,12 +68,17 @@ impl Driver {
             return Ok(false);
         }
         if self.written.is_none() {
-            // First look at a server that was adopted: its certificate files may be older than ours.
+            // First look at a server that was adopted: its certificate files may be older than ours, and it may read
+            // its configuration from elsewhere.
             self.write_server_files()?;
+            self.active = Some(ActiveFiles::ask(&self.sql).await?);
         }
-        let change = postgres::write_config(&self.parts.spec, &config)?;
+        let mut changed = postgres::write_config(&self.parts.spec, &config)?.changed;
+        if let Some(files) = &self.active {
+            changed |= postgres::write_active(&self.parts.spec, &config, files)?;
+        }
         // An adopted server may not have read what an earlier keeper wrote last; a reload settles it.
-        if change.changed || self.written.is_none() {
+        if changed || self.written.is_none() {
             failpoint::pass("configure.file-written");
             tracing::info!("server configuration changed; reloading");
             self.reload().await?;
