@@ -525,7 +525,7 @@ fn slots_move_with_the_cluster_and_end_when_their_member_stays_away() {
         });
     }
     wait_for("the drop is in the history", PATIENCE, || {
-        let said = cluster.stemma(&["history"]);
+        let said = cluster.stemma(&["history", "-o", "json"]);
         ensure!(said.out.contains("dropped") && said.out.contains("slot_retention_size"), "{said:?}");
         Ok(())
     });

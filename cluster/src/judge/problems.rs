@@ -322,15 +322,22 @@ fn replica(scene: &Scene<'_>, replication: &Replication, standing: &PrimaryStand
         if upstream.id == scene.state.rule.primary && !standing.is_up() {
             return None;
         }
-        let next = match &member.stage {
-            Stage::Reinit { .. } | Stage::Rejoin { .. } => "nothing: it is being rebuilt as ordered".to_owned(),
-            Stage::Active | Stage::Joining | Stage::Halted { .. } | Stage::Leaving => format!(
-                "check the way from {} to {}; its keeper reconnects by itself",
-                Scene::host(member),
-                upstream.postgres_address()
-            ),
+        let texts = match &member.stage {
+            Stage::Reinit { .. } | Stage::Rejoin { .. } => [
+                format!("{name} does not follow {} yet: it is being brought back as ordered", upstream.name),
+                link.why.clone(),
+                "nothing: it follows by itself when it is ready".to_owned(),
+            ],
+            Stage::Active | Stage::Joining | Stage::Halted { .. } | Stage::Leaving => [
+                format!("replication from {} to {name} is down", upstream.name),
+                link.why.clone(),
+                format!(
+                    "check the way from {} to {}; its keeper reconnects by itself",
+                    Scene::host(member),
+                    upstream.postgres_address()
+                ),
+            ],
         };
-        let texts = [format!("replication from {} to {name} is down", upstream.name), link.why.clone(), next];
         return Some(Found::new("ST3013", Severity::Warning, Some(member.id), texts).since(link.alive_at));
     }
     let lag = replication.lags.get(&member.id)?;

@@ -81,6 +81,8 @@ fn tolerance(status: &ClusterStatus) -> String {
     }
 }
 
+const LOSS: &str = "data loss if the primary died now";
+
 fn loss(status: &ClusterStatus) -> String {
     let durability = &status.durability;
     let amount = match (durability.loss_now_bytes, durability.loss_now_seconds) {
@@ -88,13 +90,17 @@ fn loss(status: &ClusterStatus) -> String {
         (Some(bytes), Some(seconds)) => format!("~{} (~{})", units::span_ms(seconds * 1000.0), units::bytes(bytes)),
         (Some(bytes), None) => format!("~{}", units::bytes(bytes)),
         (None, Some(seconds)) => format!("~{}", units::span_ms(seconds * 1000.0)),
-        (None, None) => "unknown".to_owned(),
+        // No number: the judge has words for why.
+        (None, None) => {
+            let words = durability.sentence.rsplit_once(": ").map_or("unknown", |(_, words)| words);
+            return format!("{LOSS}: {words}");
+        }
     };
     let proof = match (durability.acks, durability.voters.len()) {
         (0, _) | (_, 0) => String::new(),
         (acks, voters) => format!(" ({} {acks} of {voters})", durability.mode),
     };
-    format!("data loss if the primary died now: {amount}{proof}")
+    format!("{LOSS}: {amount}{proof}")
 }
 
 fn facts(status: &ClusterStatus) -> Vec<String> {
@@ -248,10 +254,13 @@ fn notes(node: &NodeStatus, status: &ClusterStatus) -> Vec<String> {
     if node.cascading {
         notes.push("cascade".to_owned());
     }
-    if let Some(clone) = &node.clone {
-        notes.push(format!("{} from {}, {}/s", clone.phase, clone.source, units::bytes(clone.rate_bytes_per_s)));
-    } else if let Some(doing) = &node.doing {
-        notes.push(doing.clone());
+    // What a silent node was doing then is not what it does now, and why one is halted stands among the problems.
+    if node.keeper_up && node.stage != "halted" {
+        if let Some(clone) = &node.clone {
+            notes.push(format!("{} from {}, {}/s", clone.phase, clone.source, units::bytes(clone.rate_bytes_per_s)));
+        } else if let Some(doing) = &node.doing {
+            notes.push(doing.clone());
+        }
     }
     if !node.pending_restart.is_empty() {
         notes.push("restart pending".to_owned());
@@ -265,8 +274,12 @@ fn notes(node: &NodeStatus, status: &ClusterStatus) -> Vec<String> {
         let side = if offset > 0 { "ahead" } else { "behind" };
         notes.push(format!("clock {} {side}", units::span_ms(offset.unsigned_abs() as f64)));
     }
-    if node.settings_version.is_some_and(|version| version != status.settings_version) {
-        notes.push(format!("settings v{}", node.settings_version.unwrap_or(0)));
+    // A server that is only being made or started takes up the newest settings by itself.
+    let settled = node.keeper_up && node.server == "running" && node.clone.is_none();
+    if let Some(version) =
+        node.settings_version.filter(|version| settled && ![0, status.settings_version].contains(version))
+    {
+        notes.push(format!("settings v{version}"));
     }
     notes
 }

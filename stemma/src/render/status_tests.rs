@@ -324,6 +324,27 @@ fn colour_changes_nothing_but_colour() {
 }
 
 #[test]
+fn notes_say_what_is_so_now() {
+    let mut status = degraded();
+    let note = |status: &ClusterStatus, node: usize| notes(&status.nodes[node], status).join(", ");
+    assert_eq!(note(&status, 1), "copy from pg-1, 12 MB/s");
+    status.nodes[1].keeper_up = false;
+    assert_eq!(note(&status, 1), "", "what a silent node did then is not what it does now");
+    let halted = &mut status.nodes[2];
+    (halted.stage, halted.doing) = ("halted".to_owned(), Some("halted: for a long reason".to_owned()));
+    assert_eq!(note(&status, 2), "", "the reason stands among the problems");
+}
+
+#[test]
+fn a_loss_without_a_number_is_told_in_the_words_of_the_judge() {
+    let mut status = degraded();
+    (status.durability.loss_now_bytes, status.durability.loss_now_seconds) = (None, None);
+    status.durability.sentence = "data loss if the primary died now: everything (no other copy)".to_owned();
+    let drawn = render(&status, &WIDE);
+    assert!(drawn.contains("died now: everything (no other copy)\n"), "{drawn}");
+}
+
+#[test]
 fn no_node_gets_lost_when_upstreams_are_unknown_or_form_a_ring() {
     let mut status = three();
     status.nodes[0].upstream = Some(name("gone"));
