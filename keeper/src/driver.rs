@@ -22,7 +22,7 @@ use model::observe::{ServerFacts, ServerState};
 use model::state::{Secrets, Stage};
 use model::units::{Millis, Moment};
 use model::{ClusterState, Lsn, NodeId, NodeSample, Role, Trouble};
-use postgres::{DataDir, Server, ServerConfig, ServerSpec, Sql, StopMode};
+use postgres::{ActiveFiles, DataDir, Server, ServerConfig, ServerSpec, Sql, StopMode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +42,8 @@ const START_PAUSE_MAX: Millis = Millis(30_000);
 const STEADY_AFTER: Millis = Millis(60_000);
 /// A receiver that is away for longer than this, with an upstream that answers, is starved.
 const STARVED_AFTER: Millis = Millis(3_000);
+/// How often a replica that looks ahead of its primary asks whether it is.
+const AHEAD_AGAIN_AFTER: Millis = Millis(1_000);
 /// How often a starved replica asks again whether it may follow.
 const LINEAGE_AGAIN_AFTER: Millis = Millis(10_000);
 
@@ -72,6 +74,8 @@ pub struct Driver {
     lineage_note: Option<tokio::task::JoinHandle<()>>,
     server: Option<Server>,
     started_at: Moment,
+    /// Where the running server's part of its log begins.
+    log_began_at: u64,
     failures: u32,
     start_not_before: Moment,
     control: Option<Control>,
@@ -79,8 +83,12 @@ pub struct Driver {
     lineage_asked_at: Option<Moment>,
     reinit_begun: u64,
     written: Option<ServerConfig>,
+    /// What a server reads that another hand started; unknown until it was asked.
+    active: Option<ActiveFiles>,
     sync_names: Option<String>,
     floors: BTreeMap<NodeId, Lsn>,
+    /// Every process of the server is known to have taken up the synchronous list that it shows.
+    list_taken_up: bool,
     last_streaming: BTreeMap<NodeId, Moment>,
     receiver_seen_at: Moment,
     prepared_server: bool,
@@ -116,6 +124,7 @@ impl Driver {
             lineage_note: None,
             server,
             started_at: now,
+            log_began_at: postgres::server_log_size(&parts.spec),
             failures: 0,
             start_not_before: now,
             control: None,
@@ -123,8 +132,10 @@ impl Driver {
             lineage_asked_at: None,
             reinit_begun,
             written: None,
+            active: None,
             sync_names: None,
             floors: BTreeMap::new(),
+            list_taken_up: false,
             last_streaming: BTreeMap::new(),
             receiver_seen_at: now,
             prepared_server: false,
@@ -204,6 +215,7 @@ impl Driver {
             lineage: self.lineage.clone(),
             upstream_ready,
             starved: turn.now.since(self.receiver_seen_at) > STARVED_AFTER && self.primary_answers(&turn),
+            ahead: facts.is_some_and(|facts| self.ahead_of_primary(&turn, facts)),
         });
         self.fulfil(wanted, &turn, facts, stop).await
     }
@@ -223,12 +235,16 @@ impl Driver {
                 Ok(false)
             }
             Desire::MarkActive => {
+                failpoint::pass("active.marking");
                 self.parts.store.update(|state| Ok((arrived(state, me), ()))).await?;
+                failpoint::pass("active.marked");
                 Ok(false)
             }
             Desire::InitDb => self.initdb(turn).await.map(|()| true),
             Desire::RecordIdentity { system_id, major } => {
+                failpoint::pass("database.learning");
                 self.parts.store.update(|state| Ok((admission::learn_database(state, system_id, major), ()))).await?;
+                failpoint::pass("database.learned");
                 Ok(false)
             }
             Desire::DiscardHalfMade => {
@@ -253,6 +269,7 @@ impl Driver {
                 Ok(false)
             }
             Desire::Leave => {
+                failpoint::pass("leave.stopped");
                 self.rest_phase();
                 self.parts.local.set_doing(Some("left the cluster; its data stays where it is".into()));
                 Ok(false)
@@ -271,6 +288,7 @@ impl Driver {
         }
         self.server = None;
         self.control = None;
+        self.active = None;
         self.prepared_server = false;
         // Backends can outlive their postmaster and could still acknowledge commits: none may be left before anything
         // else is done.
@@ -282,8 +300,8 @@ impl Driver {
         let pause = START_PAUSE_MIN.0.saturating_mul(1 << self.failures.saturating_sub(2).min(10));
         let pause = if self.failures <= 1 { 0 } else { pause.min(START_PAUSE_MAX.0) };
         self.start_not_before = turn.now.plus(Millis(pause));
-        let reason = postgres::server_log_tail(&self.parts.spec, 600);
-        tracing::warn!(killed, failures = self.failures, pause_ms = pause, log = reason, "database server went away");
+        let reason = postgres::last_words(&self.parts.spec, self.log_began_at);
+        tracing::warn!(killed, failures = self.failures, pause_ms = pause, reason, "database server went away");
         self.parts.local.set_phase(Phase::Failed { reason });
         Ok(())
     }
@@ -298,15 +316,22 @@ impl Driver {
     fn note(&mut self, facts: &ServerFacts, now: Moment) {
         if !facts.in_recovery || facts.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming") {
             self.receiver_seen_at = now;
-            if self.lineage == Lineage::Follows {
+            if self.may_follow() {
                 self.lineage = Lineage::Unknown;
             }
         }
         if let Some(asked) = self.lineage_asked_at
-            && self.lineage == Lineage::Follows
+            && self.may_follow()
             && now.since(asked) > LINEAGE_AGAIN_AFTER
         {
             self.lineage = Lineage::Unknown;
+        }
+    }
+
+    fn may_follow(&self) -> bool {
+        match self.lineage {
+            Lineage::Follows | Lineage::LogGone { .. } => true,
+            Lineage::Unknown | Lineage::Diverged { .. } => false,
         }
     }
 
@@ -353,14 +378,20 @@ impl Driver {
         self.write_server_files()?;
         let config = self.wanted_config(role, turn)?;
         postgres::write_config(&self.parts.spec, &config)?;
+        failpoint::pass("server.configured");
         self.written = Some(config);
+        // A server that we start reads what lies in its data directory and nothing else.
+        self.active = None;
         self.started_at = turn.now;
         self.receiver_seen_at = turn.now;
+        self.log_began_at = postgres::server_log_size(&self.parts.spec);
         match Server::start(&self.parts.spec).await {
             Ok(server) => {
+                failpoint::pass("server.started");
                 tracing::info!(pid = server.pid(), %role, "database server started");
                 self.server = Some(server);
                 self.control = None;
+                self.list_taken_up = false;
                 self.prepared_server = false;
                 self.wait_sample = self.parts.local.next_sample();
                 self.parts.local.set_phase(Phase::Alive);
@@ -386,6 +417,7 @@ impl Driver {
         postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
         self.control = None;
         self.written = None;
+        self.active = None;
         self.prepared_server = false;
         self.parts.local.set_phase(Phase::Stopped);
         Ok(())
@@ -396,9 +428,12 @@ impl Driver {
     async fn wipe(&mut self, order: u64) -> Result<(), Trouble> {
         self.stop_server("its data is rebuilt from a fresh base backup").await?;
         self.parts.local.set_doing(Some("removing the old data".into()));
+        failpoint::pass("wipe.begun");
         // Marked first: from here on the data counts as half made, whatever happens, and no server starts on it.
         postgres::clone::mark_for_removal(&self.parts.node.data_dir, self.parts.spec.user.as_ref(), clock::wall())?;
+        failpoint::pass("wipe.marked");
         files::write_private(&reinit_file(&self.parts.config), order.to_string().as_bytes())?;
+        failpoint::pass("wipe.noted");
         self.reinit_begun = order;
         self.discard_half_made().await?;
         self.control = None;

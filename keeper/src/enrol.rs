@@ -50,7 +50,7 @@ pub struct Passwords {
     pub superuser: String,
     /// Of `stemma_replication`.
     pub replication: String,
-    /// Of `postgres`.
+    /// Of `postgres`; empty when an adopted database has that role already, which then keeps its own.
     pub postgres: String,
 }
 
@@ -113,6 +113,11 @@ pub fn new_passwords() -> Result<Passwords, Trouble> {
     Ok(Passwords { superuser: random_password()?, replication: random_password()?, postgres: random_password()? })
 }
 
+/// Refuses a node that is part of a cluster already, before anything is done for another one.
+pub fn check_not_enrolled(config: &NodeConfig) -> Result<(), Trouble> {
+    refuse_if_enrolled(config).map(|_| ())
+}
+
 fn refuse_if_enrolled(config: &NodeConfig) -> Result<IdentityFiles, Trouble> {
     files::private_directory(&config.state_dir)?;
     let identity = IdentityFiles { directory: config.identity_dir() };
@@ -168,6 +173,7 @@ fn hosts(config: &NodeConfig) -> Vec<String> {
 /// Makes a new cluster with this node as its first. Writes files only; `stemma run` then builds the database.
 pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Trouble> {
     let identity = refuse_if_enrolled(config)?;
+    failpoint::pass("init.begun");
     if config.postgresql.is_none() {
         return Err(Trouble::wrong_role(
             "the first node of a cluster needs a database",
@@ -200,7 +206,9 @@ pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Troub
     let bootstrap = serde_json::to_vec(&Bootstrap { state, secrets: secrets.clone() })
         .map_err(|error| Trouble::internal("bootstrap cannot be written", "").because(error))?;
     files::write_private(&bootstrap_file(config), &bootstrap)?;
+    failpoint::pass("init.bootstrap-written");
     write_credentials(config, &secrets)?;
+    failpoint::pass("init.credentials-written");
     let node = NodeIdentity {
         cluster: options.cluster.clone(),
         cluster_id: cluster_id.clone(),
@@ -215,11 +223,16 @@ pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Troub
         certificate_pem: certificate,
         ca_pem: secrets.ca_certificates,
     })?;
+    failpoint::pass("init.ended");
     Ok(Enrolled { cluster: options.cluster, cluster_id, node: id })
 }
 
 /// Writes the passwords for the owner of the cluster to the node's `credentials.json`.
 pub fn write_credentials(config: &NodeConfig, secrets: &Secrets) -> Result<(), Trouble> {
+    if secrets.postgres_password.is_empty() {
+        // An adopted database: its owner has the password of `postgres` and we do not.
+        return files::remove_file(&config.credentials_file());
+    }
     let body = serde_json::json!({ "user": "postgres", "postgres": secrets.postgres_password });
     files::write_private(&config.credentials_file(), body.to_string().as_bytes())
 }
@@ -258,6 +271,7 @@ pub async fn join(
             let body = serde_json::to_vec(&made)
                 .map_err(|error| Trouble::internal("join key cannot be written", "").because(error))?;
             files::write_private(&join_key_file(config), &body)?;
+            failpoint::pass("join.key-kept");
             made
         }
     };
@@ -285,6 +299,7 @@ pub async fn join(
     let body = serde_json::to_vec(&request)
         .map_err(|error| Trouble::internal("join request cannot be written", "").because(error))?;
     let answer = mesh::call_as_stranger(&token.addresses, &token.ca_sha256, body, JOIN_TIMEOUT).await?;
+    failpoint::pass("join.answered");
     let answer: JoinAnswer = serde_json::from_slice(&answer).map_err(|error| {
         Trouble::internal("the answer to the join was not understood", "are the versions alike?").because(error)
     })?;
@@ -303,6 +318,7 @@ pub async fn join(
         certificate_pem: answer.certificate_pem,
         ca_pem: answer.ca_pem,
     })?;
+    failpoint::pass("join.identity-written");
     files::remove_file(&join_key_file(config))?;
     Ok(Enrolled { cluster: answer.cluster, cluster_id: answer.cluster_id, node: answer.node })
 }

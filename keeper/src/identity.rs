@@ -25,7 +25,7 @@ pub enum ConsensusChoice {
     Etcd {
         /// URLs of its members.
         endpoints: Vec<String>,
-        /// Keys begin with this.
+        /// Keys begin with this and a slash. Empty in a node file that leaves it to `init`.
         prefix: String,
         /// User name, where it wants one.
         #[serde(default)]
@@ -121,6 +121,7 @@ impl IdentityFiles {
         files::write_new(&new.join(AUTHORITIES), 0o600, None, join_pem(&content.ca_pem).as_bytes())?;
         files::write_new(&new.join(IDENTITY), 0o600, None, &json)?;
         files::sync_directory(&new)?;
+        failpoint::pass("identity.staged");
         self.put_in_place(&new)?;
         files::sync_directory(parent)
     }

@@ -18,5 +18,5 @@ pub mod store;
 pub mod token;
 
 pub use identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
-pub use node::Keeper;
+pub use node::{Keeper, server_spec};
 pub use node_config::{Listen, NodeConfig, PostgresqlNode};

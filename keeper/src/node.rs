@@ -21,7 +21,6 @@ use cluster::decide::{self, Context};
 use consensus::Consensus;
 use consensus::embedded::{Embedded, EmbeddedConfig, Timing};
 use consensus::etcd::{Etcd, EtcdConfig};
-use model::state::Secrets;
 use model::{Actor, ClusterState, ClusterStatus, Command, Millis, NodeId, NodeName, NodeSample, Outcome, Trouble};
 use nix::fcntl::{Flock, FlockArg};
 use postgres::{ServerSpec, Sql, TlsFiles};
@@ -129,7 +128,7 @@ impl Keeper {
             ready = self.store.ready() => ready,
         };
         let spec = loop {
-            match self.server_spec(&secrets.value) {
+            match server_spec(&self.config, &secrets.value.superuser_password) {
                 Ok(spec) => break spec,
                 Err(trouble) => {
                     if self.local.set_error(Some((trouble.code.to_string(), trouble.to_string()))) {
@@ -190,32 +189,6 @@ impl Keeper {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
-    }
-
-    /// The server to be run; `None` for a witness.
-    fn server_spec(&self, secrets: &Secrets) -> Result<Option<ServerSpec>, Trouble> {
-        let Some(node) = &self.config.postgresql else { return Ok(None) };
-        let installation = postgres::find_installation(node.bin_dir.as_deref())?;
-        let tls_files = installation.has_ssl.then(|| {
-            let directory = crate::driver::server_files_dir(&self.config);
-            TlsFiles {
-                cert: directory.join("server.crt"),
-                key: directory.join("server.key"),
-                ca: directory.join("ca.crt"),
-            }
-        });
-        Ok(Some(ServerSpec {
-            user: postgres::server_user(node.run_as.as_deref())?,
-            installation,
-            data_dir: node.data_dir.clone(),
-            listen: node.listen.clone(),
-            port: node.port,
-            socket_dir: postgres::socket_dir_for(&self.config.state_dir),
-            log_file: self.config.server_log(),
-            superuser: "stemma".to_owned(),
-            superuser_password: secrets.superuser_password.clone(),
-            tls_files,
-        }))
     }
 
     /// Stops the keeper; the database goes on and is adopted by the next keeper.
@@ -319,10 +292,16 @@ impl Keeper {
                 }
                 let (next, outcome) = decide::decide(state, &command, &context)?;
                 let changed = outcome.changed && !dry_run;
+                if changed {
+                    failpoint::pass("command.writing");
+                }
                 Ok((changed.then_some(next), (outcome, context.token_addresses)))
             })
             .await;
         let (mut outcome, addresses) = outcome?;
+        if outcome.changed && !dry_run {
+            failpoint::pass("command.written");
+        }
         if let (Some(pair), Command::CreateToken { role, .. }) = (outcome.token.take(), &command) {
             let (id, secret) = pair
                 .split_once('.')
@@ -339,6 +318,29 @@ impl Keeper {
         }
         Ok(outcome)
     }
+}
+
+/// The server to be run; `None` for a witness.
+pub fn server_spec(config: &NodeConfig, superuser_password: &str) -> Result<Option<ServerSpec>, Trouble> {
+    let Some(node) = &config.postgresql else { return Ok(None) };
+    let installation = postgres::find_installation(node.bin_dir.as_deref())?;
+    let tls_files = installation.has_ssl.then(|| {
+        let directory = crate::driver::server_files_dir(config);
+        TlsFiles { cert: directory.join("server.crt"), key: directory.join("server.key"), ca: directory.join("ca.crt") }
+    });
+    Ok(Some(ServerSpec {
+        user: postgres::server_user(node.run_as.as_deref())?,
+        installation,
+        data_dir: node.data_dir.clone(),
+        listen: node.listen.clone(),
+        port: node.port,
+        socket_dir: postgres::socket_dir_for(&config.state_dir),
+        socket_dirs_beside: node.socket_dirs.clone(),
+        log_file: config.server_log(),
+        superuser: "stemma".to_owned(),
+        superuser_password: superuser_password.to_owned(),
+        tls_files,
+    }))
 }
 
 /// Which PostgreSQL parameters may not be set by people.
@@ -436,9 +438,13 @@ async fn bootstrap(
         (SECRETS_KEY.to_owned(), serde_json::to_vec(&bootstrap.secrets).map_err(unwritable)?),
         (CLUSTER_KEY.to_owned(), serde_json::to_vec(&bootstrap.state).map_err(unwritable)?),
     ];
+    failpoint::pass("bootstrap.begun");
     match embedded.get() {
         Some(embedded) => embedded.bootstrap(documents).await?,
         None => service::bootstrap_external(consensus, documents, &bootstrap.state.identity.id).await?,
     }
-    files::remove_file(&path)
+    failpoint::pass("bootstrap.written");
+    files::remove_file(&path)?;
+    failpoint::pass("bootstrap.ended");
+    Ok(())
 }

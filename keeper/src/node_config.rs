@@ -15,6 +15,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Listener for other keepers.
     pub keeper: Listen,
+    /// Whether the database is stopped with the keeper; otherwise it goes on and is adopted by the next keeper.
+    pub stop_database: bool,
     /// Listener of the HTTP API.
     pub api: Listen,
     /// The database; absent for a witness.
@@ -47,6 +49,8 @@ pub struct PostgresqlNode {
     pub bin_dir: Option<PathBuf>,
     /// User to run the server as when the keeper is root.
     pub run_as: Option<String>,
+    /// Further directories for the server's socket.
+    pub socket_dirs: Vec<PathBuf>,
     /// Where relocated tablespaces of a clone go (`<root>/<oid>`); absent to keep the source's paths.
     pub tablespace_root: Option<PathBuf>,
 }

@@ -7,8 +7,8 @@
 use crate::files::{refused, remove, replace};
 use crate::hba;
 use crate::spec::ServerSpec;
-use model::Trouble;
 use model::limits::{WAL_RETRY_INTERVAL, WAL_TIMEOUT};
+use model::{NodeName, Trouble};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -69,6 +69,8 @@ pub struct ServerConfig {
     pub role: ServerRole,
     /// Whether TLS is on; needs `ServerSpec::tls_files`.
     pub tls: bool,
+    /// The members whose certificates may replicate from this server.
+    pub members: Vec<NodeName>,
     /// Further lines of `pg_hba.conf` that stand before the refusals of our own roles.
     pub replication_hba: Vec<String>,
 }
@@ -242,17 +244,21 @@ fn whole(path: &Path) -> Result<String, Trouble> {
 
 /// Parameters that stay as they are while the server runs.
 fn fixed(spec: &ServerSpec) -> Result<Vec<(&'static str, String)>, Trouble> {
-    let sockets = whole(&spec.socket_dir)?;
-    if sockets.contains([',', '"']) {
-        return Err(Trouble::config_bad_value(
-            format!("the socket directory {sockets} holds a comma or quote"),
-            "choose another state directory",
-        ));
+    let mut sockets = Vec::new();
+    for dir in std::iter::once(&spec.socket_dir).chain(&spec.socket_dirs_beside) {
+        let dir = whole(dir)?;
+        if dir.contains([',', '"']) {
+            return Err(Trouble::config_bad_value(
+                format!("the socket directory {dir} holds a comma or quote"),
+                "choose another state directory, or another one in socket_dirs",
+            ));
+        }
+        sockets.push(dir);
     }
     Ok(vec![
         ("listen_addresses", spec.listen.clone()),
         ("port", spec.port.to_string()),
-        ("unix_socket_directories", sockets),
+        ("unix_socket_directories", sockets.join(", ")),
         ("hba_file", whole(&spec.data_dir.join("pg_hba.conf"))?),
         ("ident_file", whole(&spec.data_dir.join("pg_ident.conf"))?),
         ("hot_standby", "on".into()),
@@ -274,15 +280,16 @@ pub fn write_config(spec: &ServerSpec, config: &ServerConfig) -> Result<ConfigCh
     let dir = &spec.data_dir;
     let user = spec.user.as_ref();
     let mut text = String::from("# Written by stemma; change it with `stemma config`.\n");
-    for (name, value) in wanted(spec, config)? {
-        text.push_str(&format!("{name} = {}\n", quoted(&value)));
+    let all = wanted(spec, config)?;
+    for (name, value) in &all {
+        text.push_str(&format!("{name} = {}\n", quoted(value)));
     }
     let hba = hba::render(&spec.superuser, config.tls, &config.replication_hba, &config.hba_users)?;
     let mut changed = replace(&dir.join("pg_hba.conf"), &hba, user)?;
-    changed |= replace(&dir.join("pg_ident.conf"), hba::IDENT, user)?;
+    changed |= rewrite(spec, "pg_ident.conf", |old| hba::ident(&config.members, old))?;
     changed |= replace(&dir.join(FILE), &text, user)?;
-    changed |= rewrite(spec, "postgresql.conf", with_include)?;
-    changed |= rewrite(spec, "postgresql.auto.conf", without_ours)?;
+    changed |= rewrite(spec, "postgresql.conf", |old| with_include(old, INCLUDE))?;
+    changed |= rewrite(spec, "postgresql.auto.conf", |old| without_ours(old, &all))?;
     // A copy may carry a request for point-in-time recovery, which would end in a promotion.
     changed |= remove(&dir.join("recovery.signal"))?;
     changed |= match config.role {
@@ -292,7 +299,7 @@ pub fn write_config(spec: &ServerSpec, config: &ServerConfig) -> Result<ConfigCh
     Ok(ConfigChange { changed })
 }
 
-fn rewrite(spec: &ServerSpec, name: &str, change: fn(&str) -> String) -> Result<bool, Trouble> {
+fn rewrite(spec: &ServerSpec, name: &str, change: impl Fn(&str) -> String) -> Result<bool, Trouble> {
     let path = spec.data_dir.join(name);
     let old = match fs::read(&path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -303,31 +310,41 @@ fn rewrite(spec: &ServerSpec, name: &str, change: fn(&str) -> String) -> Result<
     if new == old { Ok(false) } else { replace(&path, &new, spec.user.as_ref()) }
 }
 
+/// A configuration file outside the data directory with our file in it included last.
+pub(crate) fn including(text: &str, data_dir: &Path) -> Result<String, Trouble> {
+    Ok(with_include(text, &format!("include {}", quoted(&whole(&data_dir.join(FILE))?))))
+}
+
 /// Our include as the last line that says anything, so that it wins over all before it.
-fn with_include(text: &str) -> String {
+fn with_include(text: &str, include: &str) -> String {
     let says = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
-    let ours = text.lines().filter(|line| line.trim() == INCLUDE).count();
-    if ours == 1 && text.lines().rfind(says).is_some_and(|line| line.trim() == INCLUDE) {
+    let ours = text.lines().filter(|line| line.trim() == include).count();
+    if ours == 1 && text.lines().rfind(says).is_some_and(|line| line.trim() == include) {
         return text.to_owned();
     }
     let mut new: String =
-        text.lines().filter(|line| line.trim() != INCLUDE).flat_map(|line| [line, "\n"]).collect::<String>();
-    new.push_str(INCLUDE);
+        text.lines().filter(|line| line.trim() != include).flat_map(|line| [line, "\n"]).collect::<String>();
+    new.push_str(include);
     new.push('\n');
     new
 }
 
-/// Without the lines that would override what we set.
-fn without_ours(text: &str) -> String {
+/// Without the lines that would override what we set: parameters of ours, and those in the cluster's settings, which
+/// are the same on every node.
+fn without_ours(text: &str, set: &BTreeMap<String, String>) -> String {
     let overrides = |line: &str| {
         let name = line.split(|c: char| c == '=' || c.is_whitespace()).find(|word| !word.is_empty());
-        name.is_some_and(|name| OWNED_PARAMETERS.contains(&name.to_ascii_lowercase().as_str()))
+        name.map(str::to_ascii_lowercase)
+            .is_some_and(|name| OWNED_PARAMETERS.contains(&name.as_str()) || set.contains_key(&name))
     };
     if !text.lines().any(overrides) {
         return text.to_owned();
     }
     let removed: Vec<&str> = text.lines().filter(|line| overrides(line)).collect();
-    tracing::warn!(lines = removed.len(), "removed lines of postgresql.auto.conf that override our own parameters");
+    tracing::warn!(
+        lines = removed.len(),
+        "removed lines of postgresql.auto.conf that override the cluster's parameters"
+    );
     text.lines().filter(|line| !overrides(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
@@ -377,16 +394,19 @@ mod tests {
             ("a = 1\ninclude 'stemma.conf'\n# end\n", "a = 1\ninclude 'stemma.conf'\n# end\n"),
             ("include 'stemma.conf'\nport = 1\n", "port = 1\ninclude 'stemma.conf'\n"),
         ] {
-            assert_eq!(with_include(old), new);
-            assert_eq!(with_include(new), new);
+            assert_eq!(with_include(old, INCLUDE), new);
+            assert_eq!(with_include(new, INCLUDE), new);
         }
     }
 
     #[test]
     fn overriding_lines_leave_and_others_stay() {
         let old = "# Do not edit\nwork_mem = '8MB'\nPRIMARY_CONNINFO='host=x'\nsynchronous_standby_names = '*'\n";
-        assert_eq!(without_ours(old), "# Do not edit\nwork_mem = '8MB'\n");
-        assert_eq!(without_ours("work_mem = '8MB'"), "work_mem = '8MB'");
+        let none = BTreeMap::new();
+        assert_eq!(without_ours(old, &none), "# Do not edit\nwork_mem = '8MB'\n");
+        assert_eq!(without_ours("work_mem = '8MB'", &none), "work_mem = '8MB'");
+        let set = BTreeMap::from([("work_mem".to_owned(), "1GB".to_owned())]);
+        assert_eq!(without_ours(old, &set), "# Do not edit\n", "the cluster's settings count");
     }
 
     #[test]

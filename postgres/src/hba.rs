@@ -4,7 +4,7 @@
 //! only with a certificate of the cluster (or a password where there is no TLS), both refused otherwise; then the
 //! user's lines.
 
-use model::Trouble;
+use model::{NodeName, Trouble};
 
 /// Lines used where the settings give none.
 const DEFAULT_LINES: [&str; 3] = [
@@ -13,9 +13,23 @@ const DEFAULT_LINES: [&str; 3] = [
     "hostssl all all all scram-sha-256",
 ];
 
-/// Everyone whom the cluster's CA signed may act as the replication role. A member that was removed can therefore
-/// still connect until its certificate ends or the CA is replaced, unless lines in `replication_hba` refuse its address.
-pub(crate) const IDENT: &str = "# Written by stemma; changes are overwritten.\nstemma /^(.*)$ stemma_replication\n";
+/// The text of `pg_ident.conf`: members, and nobody else whom the cluster's CA may have signed for, act as the
+/// replication role. A certificate bears its member's name (CN); a removed member's line goes, and with it its access.
+/// Lines of other maps that `old` has stay, since people may refer to them.
+pub(crate) fn ident(members: &[NodeName], old: &str) -> String {
+    let mut text = String::from("# Written by stemma; lines of other maps than `stemma` are kept.\n");
+    for name in members {
+        text.push_str(&format!("stemma \"{name}\" stemma_replication\n"));
+    }
+    for line in old.lines().map(str::trim) {
+        let map = line.split_whitespace().next().unwrap_or_default();
+        if !map.is_empty() && !map.starts_with('#') && map != "stemma" {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
 
 /// The text of `pg_hba.conf`.
 pub(crate) fn render(superuser: &str, tls: bool, replication: &[String], users: &[String]) -> Result<String, Trouble> {
@@ -52,7 +66,7 @@ pub(crate) fn render(superuser: &str, tls: bool, replication: &[String], users: 
     Ok(text)
 }
 
-fn sound(extra: &str) -> Result<&str, Trouble> {
+pub(crate) fn sound(extra: &str) -> Result<&str, Trouble> {
     let first = extra.split_whitespace().next().unwrap_or_default();
     let known = ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"];
     if extra.contains(['\n', '\r', '\0']) || extra.trim_end().ends_with('\\') || !known.contains(&first) {
@@ -67,6 +81,17 @@ fn sound(extra: &str) -> Result<&str, Trouble> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn maps_of_the_user_are_kept_beside_ours() {
+        let members: Vec<NodeName> = ["n1", "n2"].map(|name| name.parse().expect("a name")).to_vec();
+        let first = ident(&members, "# MAPNAME  SYSTEM-USERNAME\n\nadmins  alice  postgres\nstemma old x\n");
+        let ours = "# Written by stemma; lines of other maps than `stemma` are kept.\n\
+            stemma \"n1\" stemma_replication\nstemma \"n2\" stemma_replication\n";
+        assert_eq!(first, format!("{ours}admins  alice  postgres\n"));
+        assert_eq!(ident(&members, &first), first);
+        assert_eq!(ident(&members, ""), ours);
+    }
 
     #[test]
     fn refusals_of_our_roles_stand_before_the_users_lines() {

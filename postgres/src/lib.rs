@@ -2,6 +2,7 @@
 //!
 //! Floor 3: does what it is told. Which server is primary, who may acknowledge and when to stop are decided elsewhere.
 
+pub mod adopt;
 pub mod clone;
 pub mod conf;
 pub mod control_file;
@@ -13,7 +14,9 @@ pub mod install;
 pub mod manifest;
 pub mod os_user;
 pub mod process;
+mod reload;
 pub mod replication;
+pub mod running;
 pub mod sample;
 mod slots;
 pub mod spec;
@@ -30,8 +33,10 @@ pub use initdb::initdb;
 pub use install::{Installation, find_installation};
 pub use os_user::{OsUser, server_user};
 pub use process::{
-    Server, StopMode, kill_everything, receiver_processes, server_log_tail, server_processes, terminate_receiver,
+    Server, StopMode, kill_everything, last_words, receiver_processes, server_log_size, server_log_tail,
+    server_processes, terminate_receiver,
 };
+pub use running::{ActiveFiles, whereabouts, write_active};
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
 pub use sql::Sql;
 pub use written::written_parameter;

@@ -35,6 +35,8 @@ pub struct ServerSpec {
     pub port: u16,
     /// Directory of the Unix socket; made when absent.
     pub socket_dir: PathBuf,
+    /// Further directories in which the server puts its socket, for clients on this machine. They exist already.
+    pub socket_dirs_beside: Vec<PathBuf>,
     /// Where the server's messages go.
     pub log_file: PathBuf,
     /// Name of the keepers' superuser, `stemma`.

@@ -4,11 +4,13 @@
 //! to wait for replicas. Each is made when needed and made again after a failure.
 
 use crate::initdb::quote_literal;
+use crate::running::whereabouts;
 use crate::sample::Sampler;
 use crate::spec::ServerSpec;
 use model::observe::ServerFacts;
 use model::state::Secrets;
 use model::{Epoch, Lsn, NodeName, Timeline, Trouble};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -34,6 +36,9 @@ const SESSION: &str = "SET search_path = pg_catalog; SET synchronous_commit = lo
 /// One connection that is made again after a failure.
 pub(crate) struct Link {
     config: tokio_postgres::Config,
+    data_dir: PathBuf,
+    socket_dir: PathBuf,
+    port: u16,
     client: Mutex<Option<Arc<Client>>>,
     session: &'static str,
 }
@@ -41,9 +46,26 @@ pub(crate) struct Link {
 impl Link {
     fn new(spec: &ServerSpec, session: &'static str) -> Link {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(&spec.socket_dir).port(spec.port).user(&spec.superuser).dbname("postgres");
+        config.user(&spec.superuser).dbname("postgres");
         config.password(&spec.superuser_password).application_name("stemma_keeper").connect_timeout(CONNECT_DEADLINE);
-        Link { config, client: Mutex::new(None), session }
+        Link {
+            config,
+            data_dir: spec.data_dir.clone(),
+            socket_dir: spec.socket_dir.clone(),
+            port: spec.port,
+            client: Mutex::new(None),
+            session,
+        }
+    }
+
+    /// Where to connect to: a server that somebody else started has its socket elsewhere.
+    fn address(&self) -> tokio_postgres::Config {
+        let mut config = self.config.clone();
+        let found = whereabouts(&self.data_dir);
+        let socket = found.as_ref().and_then(|found| found.socket_dir.clone());
+        config.host_path(socket.unwrap_or_else(|| self.socket_dir.clone()));
+        config.port(found.map_or(self.port, |found| found.port));
+        config
     }
 
     /// A connection that was alive a moment ago.
@@ -54,7 +76,7 @@ impl Link {
         }
         *held = None;
         let connect = async {
-            let (client, connection) = self.config.connect(NoTls).await?;
+            let (client, connection) = self.address().connect(NoTls).await?;
             tokio::spawn(async move {
                 // Its error also reaches whoever waits for an answer.
                 let _ = connection.await;
@@ -333,7 +355,12 @@ impl Sql {
 }
 
 /// Statements that create a role where it is missing and, if `always`, bring an existing one to this state.
-fn role_statement(role: &str, attributes: &str, password: Option<&str>, always: bool) -> Result<String, Trouble> {
+pub(crate) fn role_statement(
+    role: &str,
+    attributes: &str,
+    password: Option<&str>,
+    always: bool,
+) -> Result<String, Trouble> {
     let name = quote_literal(role)?;
     let password = password.map(quote_literal).transpose()?.unwrap_or_else(|| "NULL".into());
     let settings = format!("{attributes} PASSWORD {password}");

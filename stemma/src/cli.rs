@@ -163,6 +163,9 @@ pub enum Command {
         #[arg(long, hide = true)]
         new_session: bool,
     },
+    /// Asks a server on behalf of `stemma init --adopt`
+    #[command(hide = true)]
+    AdoptSession,
     /// Throw-away local clusters of real servers
     #[command(subcommand)]
     Sandbox(SandboxCommand),
@@ -433,9 +436,13 @@ pub struct InitArgs {
     /// Keep the database that is in data_dir and make it the first copy
     #[arg(long)]
     pub adopt: bool,
-    /// With --adopt: a superuser of that database
-    #[arg(long, default_value = "postgres", requires = "adopt")]
-    pub superuser: String,
+    /// With --adopt of a running server: a superuser of it [default: the owner of the data directory]
+    #[arg(long, value_name = "ROLE", requires = "adopt")]
+    pub superuser: Option<String>,
+    /// With --adopt of a running server: how to log in as a superuser, where the owner of the data directory may not
+    /// log in over the socket without a password; a password may be in PGPASSWORD
+    #[arg(long, value_name = "DSN", requires = "adopt", conflicts_with = "superuser")]
+    pub adopt_dsn: Option<String>,
     /// Cluster settings to begin with, TOML
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub settings: Option<PathBuf>,

@@ -86,8 +86,10 @@ pub struct InitOptions {
 /// An existing database that becomes the first node of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopt {
-    /// A superuser of that database, for making our own roles.
-    pub superuser: String,
+    /// A superuser of that database, for making our own roles; the owner of the data directory when absent.
+    pub superuser: Option<String>,
+    /// How to log in to the running server as a superuser, instead of by its socket.
+    pub dsn: Option<String>,
 }
 
 /// What `stemma join` was asked for.
@@ -110,10 +112,12 @@ pub struct JoinOptions {
 /// Failover preference of a node for which nobody chose one.
 const PRIORITY_DEFAULT: u32 = 100;
 
-/// Makes a new cluster with this node as its first. Returns the sentence for people.
-pub async fn init(node_file: NodeFile, options: InitOptions) -> Result<String, Trouble> {
+/// Makes a new cluster with this node as its first. Returns the sentence for people, and notes for them.
+pub async fn init(node_file: NodeFile, options: InitOptions) -> Result<(String, Vec<String>), Trouble> {
     install_tls_provider();
-    let config = config(node_file);
+    let mut config = config(node_file)?;
+    enrol::check_not_enrolled(&config)?;
+    choose_prefix(&mut config, &options.cluster);
     let mut settings = match &options.settings_file {
         Some(path) => settings_from(path)?,
         None => Settings::default(),
@@ -128,9 +132,12 @@ pub async fn init(node_file: NodeFile, options: InitOptions) -> Result<String, T
             "install a build with TLS, or begin with `tls = false` in a settings file (stemma init --settings FILE)",
         ));
     }
-    let adopt = match options.adopt {
-        Some(adopt) => Some(adopt::prepare(&config, &adopt.superuser, &mut settings).await?),
-        None => None,
+    let (adopt, notes) = match options.adopt {
+        Some(adopt) => {
+            let prepared = adopt::prepare(&config, &adopt, &mut settings).await?;
+            (Some(prepared.adopted), prepared.notes)
+        }
+        None => (None, Vec::new()),
     };
     let adopted = adopt.is_some();
     let enrolled = enrol::init(
@@ -138,14 +145,29 @@ pub async fn init(node_file: NodeFile, options: InitOptions) -> Result<String, T
         enrol::InitOptions { cluster: options.cluster, settings, priority: PRIORITY_DEFAULT, adopt },
     )?;
     let what = if adopted { "takes over its database" } else { "builds its first database" };
-    Ok(format!("cluster {} made; `stemma run` {what} ({} is its first node)", enrolled.cluster, config.name))
+    let text = format!("cluster {} made; `stemma run` {what} ({} is its first node)", enrolled.cluster, config.name);
+    Ok((text, notes))
+}
+
+/// The other side of a session that `init --adopt` has with a running server.
+pub async fn adopt_session() -> Result<(), Trouble> {
+    adopt::answer().await
+}
+
+/// Several clusters may share one etcd: each has keys of its own.
+fn choose_prefix(config: &mut NodeConfig, cluster: &ClusterName) {
+    if let keeper::ConsensusChoice::Etcd { prefix, .. } = &mut config.consensus
+        && prefix.is_empty()
+    {
+        *prefix = format!("/stemma/{cluster}");
+    }
 }
 
 /// Brings this node into the cluster that made `token`. Returns the sentence for people.
 pub async fn join(node_file: NodeFile, token: String, options: JoinOptions) -> Result<String, Trouble> {
     install_tls_provider();
     let token: JoinToken = token.parse()?;
-    let mut config = config(node_file);
+    let mut config = config(node_file)?;
     if let Some(site) = options.site {
         config.site = site;
     }
@@ -173,6 +195,9 @@ fn preflight(config: &NodeConfig, with_data: bool) -> Result<Option<postgres::In
     let Some(node) = &config.postgresql else { return Ok(None) };
     let installation = postgres::find_installation(node.bin_dir.as_deref())?;
     let user = postgres::server_user(node.run_as.as_deref())?;
+    if with_data && node.data_dir.exists() {
+        adopt::check_owner(&node.data_dir, user.as_ref())?;
+    }
     match postgres::check_data_dir(&node.data_dir, user.as_ref())? {
         DataDir::Missing | DataDir::Empty if with_data => Err(Trouble::directory_unfit(
             format!("{} holds no database to adopt", node.data_dir.display()),
@@ -248,7 +273,7 @@ pub async fn run(node_file: NodeFile) -> Result<(), Trouble> {
     let mut interrupt = on(SignalKind::interrupt())?;
     let mut hangup = on(SignalKind::hangup())?;
     let api = node_file.api.listen;
-    let keeper = Keeper::start(config(node_file)).await?;
+    let keeper = Keeper::start(config(node_file)?).await?;
     let stopping = keeper.stopping();
     let backend = Arc::new(KeeperBackend { keeper: keeper.clone() });
     let served = match console::serve(api, backend, stopping.clone()).await {
@@ -314,11 +339,12 @@ fn install_tls_provider() {
 }
 
 /// The node file in the keeper's words.
-fn config(file: NodeFile) -> NodeConfig {
-    NodeConfig {
+fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
+    Ok(NodeConfig {
         name: file.name,
         site: file.site,
         state_dir: file.state_dir,
+        stop_database: file.stop_database,
         keeper: Listen { listen: file.keeper.listen.to_string(), advertise: file.keeper.advertise },
         api: Listen { listen: file.api.listen.to_string(), advertise: file.api.advertise },
         postgresql: file.postgresql.map(|node| PostgresqlNode {
@@ -328,13 +354,42 @@ fn config(file: NodeFile) -> NodeConfig {
             advertise: node.advertise,
             bin_dir: node.bin_dir,
             run_as: node.run_as,
-            tablespace_root: None,
+            socket_dirs: node.socket_dirs,
+            tablespace_root: node.tablespace_root,
         }),
         consensus: match file.consensus {
             node_file::ConsensusChoice::Embedded => keeper::ConsensusChoice::Embedded,
-            node_file::ConsensusChoice::Etcd { endpoints, user, password_file: _, ca_file } => {
-                keeper::ConsensusChoice::Etcd { endpoints, prefix: "/stemma".into(), user, password: None, ca: ca_file }
+            node_file::ConsensusChoice::Etcd { endpoints, prefix, user, password_file, ca_file } => {
+                keeper::ConsensusChoice::Etcd {
+                    endpoints,
+                    prefix: prefix.unwrap_or_default(),
+                    user,
+                    password: password_file.as_deref().map(password_from).transpose()?,
+                    ca: ca_file,
+                }
             }
         },
+    })
+}
+
+/// The first line of a file that nobody else may read.
+fn password_from(path: &std::path::Path) -> Result<String, Trouble> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path).map(|found| found.permissions().mode() & 0o777);
+    if let Ok(mode) = mode
+        && mode & 0o077 != 0
+    {
+        return Err(Trouble::secret_exposed(
+            format!("{} holds a password and has mode {mode:04o}", path.display()),
+            format!("chmod 0600 {}", path.display()),
+        ));
+    }
+    let text = node_file::read_text(path)?;
+    match text.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
+        Some(line) => Ok(line.to_owned()),
+        None => Err(Trouble::config_bad_value(
+            format!("{} is empty", path.display()),
+            "write the password of `consensus.user` in its first line",
+        )),
     }
 }

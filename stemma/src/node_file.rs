@@ -16,6 +16,8 @@ pub const DEFAULT_PATH: &str = "/etc/stemma/node.toml";
 const KEEPER_PORT: u16 = 7432;
 /// Port of the API unless the file says otherwise.
 const API_PORT: u16 = 8008;
+/// Longest prefix of keys in etcd, which leaves room for the keys.
+const PREFIX_BYTES_MAX: usize = 200;
 /// Largest node file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -43,6 +45,10 @@ pub struct PostgresqlNode {
     pub bin_dir: Option<PathBuf>,
     /// Operating system user of the server when the keeper runs as root.
     pub run_as: Option<String>,
+    /// Where a clone puts tablespaces (`<root>/<oid>`); the paths of the source when absent.
+    pub tablespace_root: Option<PathBuf>,
+    /// Further directories for the server's socket.
+    pub socket_dirs: Vec<PathBuf>,
 }
 
 /// Which consensus store the node uses.
@@ -55,6 +61,8 @@ pub enum ConsensusChoice {
     Etcd {
         /// Its client addresses.
         endpoints: Vec<String>,
+        /// Keys begin with this; `/stemma/<cluster>` when absent.
+        prefix: Option<String>,
         /// User, where it asks for one.
         user: Option<String>,
         /// File with the password.
@@ -75,6 +83,8 @@ pub struct NodeFile {
     pub state_dir: PathBuf,
     /// The keeper's listener for other keepers.
     pub keeper: Listen,
+    /// Whether the database is stopped with the keeper.
+    pub stop_database: bool,
     /// The HTTP API.
     pub api: Listen,
     /// The database; absent for a witness.
@@ -197,9 +207,11 @@ pub const KEYS: &[KeyDoc] = &[
 ];
 
 const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus"];
-const LISTEN_KEYS: &[&str] = &["listen", "advertise"];
-const POSTGRESQL_KEYS: &[&str] = &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as"];
-const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "user", "password_file", "ca_file"];
+const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
+const API_KEYS: &[&str] = &["listen", "advertise"];
+const POSTGRESQL_KEYS: &[&str] =
+    &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "socket_dirs", "tablespace_root"];
+const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "prefix", "user", "password_file", "ca_file"];
 /// Keys of the cluster settings, which people look for in the node file.
 const CLUSTER_KEYS: &[&str] = &[
     "commit_mode",
@@ -234,8 +246,9 @@ impl Reader<'_> {
             None => "default".parse().ok(),
         };
         let state_dir = self.required_path("", table, "state_dir", "state_dir = \"/var/lib/stemma/n1\"");
-        let keeper = self.listen(table, "keeper", SocketAddr::from(([0, 0, 0, 0], KEEPER_PORT)));
-        let api = self.listen(table, "api", SocketAddr::from(([127, 0, 0, 1], API_PORT)));
+        let keeper = self.listen(table, "keeper", KEEPER_KEYS, SocketAddr::from(([0, 0, 0, 0], KEEPER_PORT)));
+        let stop_database = self.stop_database(table);
+        let api = self.listen(table, "api", API_KEYS, SocketAddr::from(([127, 0, 0, 1], API_PORT)));
         let host =
             keeper.as_ref().and_then(|keeper| keeper.advertise.rsplit_once(':')).map(|(host, _)| host.to_owned());
         let postgresql = match self.table(table, "postgresql") {
@@ -252,16 +265,23 @@ impl Reader<'_> {
             site: site?,
             state_dir: state_dir?,
             keeper: keeper?,
+            stop_database,
             api: api?,
             postgresql,
             consensus,
         })
     }
 
-    fn listen(&mut self, root: &DeTable<'_>, section: &'static str, default: SocketAddr) -> Option<Listen> {
+    fn listen(
+        &mut self,
+        root: &DeTable<'_>,
+        section: &'static str,
+        keys: &[&str],
+        default: SocketAddr,
+    ) -> Option<Listen> {
         let empty = DeTable::new();
         let table = self.table(root, section).unwrap_or(&empty);
-        self.check_keys(section, table, LISTEN_KEYS);
+        self.check_keys(section, table, keys);
         let mut place = section_span(root, section);
         let listen = match self.text_of(section, table, "listen") {
             Some((text, span)) => {
@@ -287,6 +307,35 @@ impl Reader<'_> {
         Some(Listen { listen, advertise })
     }
 
+    fn stop_database(&mut self, root: &DeTable<'_>) -> bool {
+        let value = root.get("keeper").and_then(|section| section.get_ref().as_table()?.get("stop_database"));
+        match value.map(|value| (value.get_ref(), value.span())) {
+            None => false,
+            Some((DeValue::Boolean(stop), _)) => *stop,
+            Some((other, span)) => {
+                self.add(span, wrong_type("keeper", "stop_database", "true or false", other, "write true or false"));
+                false
+            }
+        }
+    }
+
+    fn socket_dirs(&mut self, table: &DeTable<'_>) -> Vec<PathBuf> {
+        let Some(value) = table.get("socket_dirs") else { return Vec::new() };
+        let texts: Option<Vec<PathBuf>> = value
+            .get_ref()
+            .as_array()
+            .and_then(|array| array.iter().map(|item| item.get_ref().as_str().map(PathBuf::from)).collect());
+        match texts.filter(|paths| paths.iter().all(|path| path.is_absolute())) {
+            Some(paths) => paths,
+            None => {
+                let example = "write: socket_dirs = [\"/var/run/postgresql\"]";
+                let reason = "`postgresql.socket_dirs` is not a list of whole paths";
+                self.add(value.span(), Trouble::config_bad_value(reason, example));
+                Vec::new()
+            }
+        }
+    }
+
     fn postgresql(&mut self, table: &DeTable<'_>, keeper_host: Option<String>) -> Option<PostgresqlNode> {
         let section = "postgresql";
         self.check_keys(section, table, POSTGRESQL_KEYS);
@@ -298,11 +347,23 @@ impl Reader<'_> {
         let text = |reader: &mut Self, key: &'static str| reader.text_of(section, table, key).map(|(text, _)| text);
         let listen = text(self, "listen").unwrap_or_else(|| "0.0.0.0".to_owned());
         let advertise = text(self, "advertise").or(keeper_host);
-        let bin_dir = self
-            .text_of(section, table, "bin_dir")
-            .and_then(|(text, span)| self.absolute(section, "bin_dir", text, span));
+        let path = |reader: &mut Self, key: &'static str| {
+            reader.text_of(section, table, key).and_then(|(text, span)| reader.absolute(section, key, text, span))
+        };
+        let bin_dir = path(self, "bin_dir");
+        let tablespace_root = path(self, "tablespace_root");
         let run_as = text(self, "run_as");
-        Some(PostgresqlNode { data_dir: data_dir?, listen, port: port?, advertise: advertise?, bin_dir, run_as })
+        let socket_dirs = self.socket_dirs(table);
+        Some(PostgresqlNode {
+            data_dir: data_dir?,
+            listen,
+            port: port?,
+            advertise: advertise?,
+            bin_dir,
+            run_as,
+            tablespace_root,
+            socket_dirs,
+        })
     }
 
     fn consensus(&mut self, table: &DeTable<'_>) -> Option<ConsensusChoice> {
@@ -312,19 +373,21 @@ impl Reader<'_> {
         match kind.as_str() {
             "embedded" => Some(ConsensusChoice::Embedded),
             "etcd" => {
-                let endpoints = self.endpoints(table, span)?;
+                let endpoints = self.endpoints(table, span.clone())?;
                 let user = self.text_of(section, table, "user").map(|(text, _)| text);
                 let path = |reader: &mut Self, key: &'static str| {
                     reader
                         .text_of(section, table, key)
                         .and_then(|(text, span)| reader.absolute(section, key, text, span))
                 };
-                Some(ConsensusChoice::Etcd {
-                    endpoints,
-                    user,
-                    password_file: path(self, "password_file"),
-                    ca_file: path(self, "ca_file"),
-                })
+                let (password_file, ca_file) = (path(self, "password_file"), path(self, "ca_file"));
+                if user.is_some() != password_file.is_some() {
+                    let reason = "`consensus.user` and `consensus.password_file` belong together";
+                    let hint = "give both, or neither where etcd asks for no password";
+                    self.add(span.clone(), Trouble::config_missing_key(reason, hint));
+                }
+                let prefix = self.prefix(table);
+                Some(ConsensusChoice::Etcd { endpoints, prefix, user, password_file, ca_file })
             }
             other => {
                 self.add(
@@ -339,6 +402,22 @@ impl Reader<'_> {
         }
     }
 
+    /// Ends without a slash; one is put between it and the keys.
+    fn prefix(&mut self, table: &DeTable<'_>) -> Option<String> {
+        let (text, span) = self.text_of("consensus", table, "prefix")?;
+        let trimmed = text.trim_end_matches('/');
+        let sound = trimmed.starts_with('/')
+            && trimmed.len() <= PREFIX_BYTES_MAX
+            && trimmed.bytes().all(|byte| byte.is_ascii_graphic());
+        if sound {
+            return Some(trimmed.to_owned());
+        }
+        let reason = format!("`consensus.prefix` is `{}`", text.escape_debug());
+        let hint = format!("begin it with a slash, without blanks, up to {PREFIX_BYTES_MAX} bytes: \"/stemma/prod\"");
+        self.add(span, Trouble::config_bad_value(reason, hint));
+        None
+    }
+
     fn endpoints(&mut self, table: &DeTable<'_>, kind_span: std::ops::Range<usize>) -> Option<Vec<String>> {
         let example = "add: endpoints = [\"http://10.0.0.1:2379\"]";
         let Some(value) = table.get("endpoints") else {
@@ -350,6 +429,12 @@ impl Reader<'_> {
             .as_array()
             .and_then(|array| array.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect());
         if let Some(texts) = texts.filter(|texts| !texts.is_empty()) {
+            let is_none = |text: &&String| !(text.starts_with("http://") || text.starts_with("https://"));
+            if let Some(bad) = texts.iter().find(is_none) {
+                let reason = format!("`consensus.endpoints` holds `{}`, which is no URL", bad.escape_debug());
+                self.add(value.span(), Trouble::config_bad_value(reason, "begin it with http:// or https://"));
+                return None;
+            }
             return Some(texts);
         }
         self.add(value.span(), Trouble::config_bad_value("`consensus.endpoints` is not a list of texts", example));

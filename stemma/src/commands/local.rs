@@ -34,10 +34,17 @@ pub async fn init(context: &Context, args: InitArgs) -> Result<u8, Trouble> {
             "begin the cluster on a node with a database",
         ));
     }
-    let adopt = args.adopt.then_some(Adopt { superuser: args.superuser });
+    let adopt = args.adopt.then_some(Adopt { superuser: args.superuser, dsn: args.adopt_dsn });
     let options = InitOptions { cluster: args.name, adopt, settings_file: args.settings };
-    let text = daemon::init(file, options).await?;
-    say(context, &text);
+    let (text, notes) = daemon::init(file, options).await?;
+    if context.is_json() {
+        context.print_json_with("text", text, "notes", notes);
+    } else {
+        say(context, &text);
+        for note in notes {
+            out::line(&context.look.finish(&format!("  {note}")));
+        }
+    }
     Ok(0)
 }
 

@@ -15,7 +15,7 @@ use crate::cli::{Cli, Command, Global, Output};
 use crate::client::Client;
 use crate::render::look::Look;
 use crate::render::out;
-use crate::{demo, explain, reference, sandbox};
+use crate::{daemon, demo, explain, reference, sandbox};
 use model::status::SCHEMA_VERSION;
 use model::{Outcome, Trouble};
 use serde_json::{Value, json};
@@ -47,6 +47,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Init(args) => local::init(&context, args).await,
         Command::Join(args) => local::join(&context, args).await,
         Command::Run { .. } => local::run(&context).await,
+        Command::AdoptSession => daemon::adopt_session().await.map(|()| 0),
         Command::Sandbox(command) => sandbox::run(&context, command).await,
         Command::Demo(args) => demo::run(&context, args).await,
         Command::Completion { shell } => {
@@ -75,6 +76,11 @@ impl Context {
     /// Prints a document with its schema version.
     pub fn print_json(&self, name: &str, value: impl serde::Serialize) {
         out::json(&json!({ "schema_version": SCHEMA_VERSION, name: value }));
+    }
+
+    /// Prints two values as one document with its schema version.
+    pub fn print_json_with(&self, name: &str, value: impl serde::Serialize, other: &str, more: impl serde::Serialize) {
+        out::json(&json!({ "schema_version": SCHEMA_VERSION, name: value, other: more }));
     }
 
     /// Prints what came of a change.
