@@ -176,6 +176,11 @@ pub const KEYS: &[KeyDoc] = &[
     key("keeper.listen", "`\"0.0.0.0:7432\"`", "Where other keepers reach this one. Mutual TLS always."),
     key("keeper.advertise", "as `listen`", "`host:port` for the others; required where `listen` is every address."),
     key(
+        "keeper.stop_database",
+        "`false`",
+        "Whether the database is stopped with the keeper; else it goes on and the next keeper takes it over.",
+    ),
+    key(
         "api.listen",
         "`\"127.0.0.1:8008\"`",
         "Where the HTTP API answers. It is plain HTTP: see [security](security.md).",
@@ -195,12 +200,19 @@ pub const KEYS: &[KeyDoc] = &[
     ),
     key("postgresql.bin_dir", "newest installed", "Directory of the programs `postgres` and `initdb`."),
     key("postgresql.run_as", "`\"postgres\"`", "Operating system user of the server where the keeper runs as root."),
+    key("postgresql.socket_dirs", "none", "List of further directories for the server's socket."),
+    key(
+        "postgresql.tablespace_root",
+        "paths of the source",
+        "Where a clone puts tablespaces, as `<root>/<oid>`. Needed where several servers share a machine. A tablespace made later is replayed at the path it was made with.",
+    ),
     key(
         "consensus.kind",
         "`\"embedded\"`",
         "`\"embedded\"`: the keepers vote among themselves. `\"etcd\"`: an etcd v3 that is there already.",
     ),
     key("consensus.endpoints", "none", "For etcd: list of its client addresses."),
+    key("consensus.prefix", "`\"/stemma/<cluster>\"`", "For etcd: keys begin with this."),
     key("consensus.user", "none", "For etcd: user, where it asks for one."),
     key("consensus.password_file", "none", "For etcd: file with the password."),
     key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
