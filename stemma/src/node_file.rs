@@ -175,7 +175,11 @@ pub const KEYS: &[KeyDoc] = &[
     key("state_dir", "", "Absolute path of the keeper's own files: identity, certificates, consensus log, API token."),
     key("keeper.listen", "`\"0.0.0.0:7432\"`", "Where other keepers reach this one. Mutual TLS always."),
     key("keeper.advertise", "as `listen`", "`host:port` for the others; required where `listen` is every address."),
-    key("keeper.stop_database", "`false`", "Whether the end of the keeper stops the server too."),
+    key(
+        "keeper.stop_database",
+        "`false`",
+        "Whether the database is stopped with the keeper; else it goes on and the next keeper takes it over.",
+    ),
     key(
         "api.listen",
         "`\"127.0.0.1:8008\"`",
@@ -196,11 +200,11 @@ pub const KEYS: &[KeyDoc] = &[
     ),
     key("postgresql.bin_dir", "newest installed", "Directory of the programs `postgres` and `initdb`."),
     key("postgresql.run_as", "`\"postgres\"`", "Operating system user of the server where the keeper runs as root."),
-    key("postgresql.socket_dirs", "none", "List of directories for sockets of the server, beside the keeper's own."),
+    key("postgresql.socket_dirs", "none", "List of further directories for the server's socket."),
     key(
         "postgresql.tablespace_root",
         "paths of the source",
-        "Where a clone puts tablespaces, as `<root>/<oid>`: needed where several servers share a machine.",
+        "Where a clone puts tablespaces, as `<root>/<oid>`. Needed where several servers share a machine. A tablespace made later is replayed at the path it was made with.",
     ),
     key(
         "consensus.kind",
@@ -208,7 +212,7 @@ pub const KEYS: &[KeyDoc] = &[
         "`\"embedded\"`: the keepers vote among themselves. `\"etcd\"`: an etcd v3 that is there already.",
     ),
     key("consensus.endpoints", "none", "For etcd: list of its client addresses."),
-    key("consensus.prefix", "`\"/stemma/<cluster>\"`", "For etcd: beginning of all keys of this cluster."),
+    key("consensus.prefix", "`\"/stemma/<cluster>\"`", "For etcd: keys begin with this."),
     key("consensus.user", "none", "For etcd: user, where it asks for one."),
     key("consensus.password_file", "none", "For etcd: file with the password."),
     key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
