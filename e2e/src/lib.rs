@@ -1,1 +1,3 @@
-//! x
+//! Tests of the whole against real servers.
+
+pub mod manual;

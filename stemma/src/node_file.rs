@@ -96,6 +96,19 @@ impl NodeFile {
     pub fn api_token_file(&self) -> PathBuf {
         self.state_dir.join("api.token")
     }
+    /// The keys that differ in `new` and cannot change while the keeper runs.
+    pub fn differences(&self, new: &NodeFile) -> Vec<&'static str> {
+        let pairs = [
+            ("name", self.name != new.name),
+            ("site", self.site != new.site),
+            ("state_dir", self.state_dir != new.state_dir),
+            ("[keeper]", self.keeper != new.keeper),
+            ("[api]", self.api != new.api),
+            ("[postgresql]", self.postgresql != new.postgresql),
+            ("[consensus]", self.consensus != new.consensus),
+        ];
+        pairs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+    }
     /// URL under which this machine reaches the API.
     pub fn api_url(&self) -> String {
         let mut address = self.api.listen;
