@@ -84,7 +84,7 @@ fn apply_settings(
     if let Some(expected) = expect_version.filter(|expected| *expected != state.settings_version) {
         return Err(Trouble::conflict(
             format!("the settings are at version {}, these were edited from {expected}", state.settings_version),
-            "look at `stemma config diff`, edit again and apply",
+            "look at `stemma config history`, edit again and apply",
         ));
     }
     if *settings == state.settings {
@@ -171,7 +171,7 @@ fn rolling_restart(
     if let Some(other) = operation::running(state) {
         return Err(Trouble::operation_running(
             format!("operation {} is running: {}", other.id, other.because),
-            format!("wait for it, or end it with `stemma operation cancel {}`", other.id),
+            format!("wait for it, or end it with `stemma op cancel {}`", other.id),
         ));
     }
     let targets = restart_targets(state, only_pending, names, context)?;
@@ -257,7 +257,7 @@ fn cancel_operation(state: &ClusterState, id: &str, context: &Context<'_>) -> Re
     let Some(found) = state.operations.iter().find(|operation| operation.id == id) else {
         return Err(Trouble::not_found(
             format!("there is no operation `{}`", id.chars().take(40).collect::<String>()),
-            "`stemma operation list` lists them",
+            "`stemma op list` lists them",
         ));
     };
     match found.state {

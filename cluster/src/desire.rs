@@ -207,6 +207,11 @@ fn with_data(situation: &Situation<'_>, member: &Member, control: &Control) -> D
     if let Stage::Reinit { order } = member.stage
         && situation.reinit_begun < order
     {
+        // What it acknowledged is counted on until it has left the rule: wiped before, a promised commit could be on
+        // the primary alone.
+        if state.rule.voters.contains(&member.id) {
+            return Desire::Wait("waiting to leave the synchronous replicas before its data is removed".into());
+        }
         return Desire::Wipe { order };
     }
     match &situation.process {
@@ -275,3 +280,6 @@ fn as_replica(situation: &Situation<'_>, member: &Member, facts: &ServerFacts) -
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

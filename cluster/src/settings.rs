@@ -253,7 +253,7 @@ pub fn check(
 pub fn to_toml(settings: &Settings) -> String {
     let quoted = |text: &str| toml_edit::Value::from(text).to_string().trim().to_owned();
     let mut text =
-        String::from("# Settings of the whole cluster, the same on every node. Change: stemma config edit\n");
+        String::from("# Settings of the whole cluster, the same on every node. Change: stemma config set, or apply\n");
     for doc in KEYS {
         let default = if doc.default.is_empty() { String::new() } else { format!(" Default: {}.", doc.default) };
         let comment = format!("\n# {}\n# {}.{default}\n", doc.doc, doc.kind);

@@ -90,7 +90,8 @@ pub(crate) fn routes() -> Described {
         .routes(routes!(v1::history))
         .routes(routes!(v1::tokens, v1::token_create))
         .routes(routes!(v1::token_revoke))
-        .routes(routes!(v1::restart));
+        .routes(routes!(v1::restart))
+        .routes(routes!(v1::certificates_rotate));
     let (mut router, described): (Router<Shared>, OpenApi) = router.split_for_parts();
     let mut paths = PathsBuilder::new();
     for (path, what) in health::PATHS {

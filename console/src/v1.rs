@@ -466,3 +466,26 @@ pub(crate) async fn restart(
     let command = Command::RollingRestart { only_pending: body.only_pending, nodes: body.nodes };
     carry_out(&backend, command, caller, dry_run).await
 }
+
+/// Whose certificates to replace.
+#[derive(Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RotateCertificatesBody {
+    /// Only this node; absent or null for all.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    node: Option<NodeName>,
+}
+
+/// Has nodes make new keys and certificates. They do so by themselves once it is ordered; no connection is cut.
+#[utoipa::path(post, path = "/v1/certificates/rotate", tag = "v1", request_body = RotateCertificatesBody,
+    params(("dry_run" = Option<bool>, Query)),
+    responses((status = 200, body = OutcomeShape), (status = 401, body = Problem), (status = 404, body = Problem)))]
+pub(crate) async fn certificates_rotate(
+    State(backend): State<Shared>,
+    caller: Caller,
+    dry_run: DryRun,
+    Body(body): Body<RotateCertificatesBody>,
+) -> Result<Response, Refusal> {
+    carry_out(&backend, Command::RotateCertificates { node: body.node }, caller, dry_run).await
+}

@@ -83,6 +83,8 @@ pub struct Driver {
     active: Option<ActiveFiles>,
     sync_names: Option<String>,
     floors: BTreeMap<NodeId, Lsn>,
+    /// Every process of the server is known to have taken up the synchronous list that it shows.
+    list_taken_up: bool,
     last_streaming: BTreeMap<NodeId, Moment>,
     receiver_seen_at: Moment,
     prepared_server: bool,
@@ -128,6 +130,7 @@ impl Driver {
             active: None,
             sync_names: None,
             floors: BTreeMap::new(),
+            list_taken_up: false,
             last_streaming: BTreeMap::new(),
             receiver_seen_at: now,
             prepared_server: false,
@@ -226,12 +229,16 @@ impl Driver {
                 Ok(false)
             }
             Desire::MarkActive => {
+                failpoint::pass("active.marking");
                 self.parts.store.update(|state| Ok((arrived(state, me), ()))).await?;
+                failpoint::pass("active.marked");
                 Ok(false)
             }
             Desire::InitDb => self.initdb(turn).await.map(|()| true),
             Desire::RecordIdentity { system_id, major } => {
+                failpoint::pass("database.learning");
                 self.parts.store.update(|state| Ok((admission::learn_database(state, system_id, major), ()))).await?;
+                failpoint::pass("database.learned");
                 Ok(false)
             }
             Desire::DiscardHalfMade => {
@@ -256,6 +263,7 @@ impl Driver {
                 Ok(false)
             }
             Desire::Leave => {
+                failpoint::pass("leave.stopped");
                 self.rest_phase();
                 self.parts.local.set_doing(Some("left the cluster; its data stays where it is".into()));
                 Ok(false)
@@ -357,6 +365,7 @@ impl Driver {
         self.write_server_files()?;
         let config = self.wanted_config(role, turn)?;
         postgres::write_config(&self.parts.spec, &config)?;
+        failpoint::pass("server.configured");
         self.written = Some(config);
         // A server that we start reads what lies in its data directory and nothing else.
         self.active = None;
@@ -364,9 +373,11 @@ impl Driver {
         self.receiver_seen_at = turn.now;
         match Server::start(&self.parts.spec).await {
             Ok(server) => {
+                failpoint::pass("server.started");
                 tracing::info!(pid = server.pid(), %role, "database server started");
                 self.server = Some(server);
                 self.control = None;
+                self.list_taken_up = false;
                 self.prepared_server = false;
                 self.wait_sample = self.parts.local.next_sample();
                 self.parts.local.set_phase(Phase::Alive);
@@ -403,9 +414,12 @@ impl Driver {
     async fn wipe(&mut self, order: u64) -> Result<(), Trouble> {
         self.stop_server("its data is rebuilt from a fresh base backup").await?;
         self.parts.local.set_doing(Some("removing the old data".into()));
+        failpoint::pass("wipe.begun");
         // Marked first: from here on the data counts as half made, whatever happens, and no server starts on it.
         postgres::clone::mark_for_removal(&self.parts.node.data_dir, self.parts.spec.user.as_ref(), clock::wall())?;
+        failpoint::pass("wipe.marked");
         files::write_private(&reinit_file(&self.parts.config), order.to_string().as_bytes())?;
+        failpoint::pass("wipe.noted");
         self.reinit_begun = order;
         self.discard_half_made().await?;
         self.control = None;

@@ -173,6 +173,7 @@ fn hosts(config: &NodeConfig) -> Vec<String> {
 /// Makes a new cluster with this node as its first. Writes files only; `stemma run` then builds the database.
 pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Trouble> {
     let identity = refuse_if_enrolled(config)?;
+    failpoint::pass("init.begun");
     if config.postgresql.is_none() {
         return Err(Trouble::wrong_role(
             "the first node of a cluster needs a database",
@@ -205,7 +206,9 @@ pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Troub
     let bootstrap = serde_json::to_vec(&Bootstrap { state, secrets: secrets.clone() })
         .map_err(|error| Trouble::internal("bootstrap cannot be written", "").because(error))?;
     files::write_private(&bootstrap_file(config), &bootstrap)?;
+    failpoint::pass("init.bootstrap-written");
     write_credentials(config, &secrets)?;
+    failpoint::pass("init.credentials-written");
     let node = NodeIdentity {
         cluster: options.cluster.clone(),
         cluster_id: cluster_id.clone(),
@@ -220,6 +223,7 @@ pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Troub
         certificate_pem: certificate,
         ca_pem: secrets.ca_certificates,
     })?;
+    failpoint::pass("init.ended");
     Ok(Enrolled { cluster: options.cluster, cluster_id, node: id })
 }
 
@@ -267,6 +271,7 @@ pub async fn join(
             let body = serde_json::to_vec(&made)
                 .map_err(|error| Trouble::internal("join key cannot be written", "").because(error))?;
             files::write_private(&join_key_file(config), &body)?;
+            failpoint::pass("join.key-kept");
             made
         }
     };
@@ -294,6 +299,7 @@ pub async fn join(
     let body = serde_json::to_vec(&request)
         .map_err(|error| Trouble::internal("join request cannot be written", "").because(error))?;
     let answer = mesh::call_as_stranger(&token.addresses, &token.ca_sha256, body, JOIN_TIMEOUT).await?;
+    failpoint::pass("join.answered");
     let answer: JoinAnswer = serde_json::from_slice(&answer).map_err(|error| {
         Trouble::internal("the answer to the join was not understood", "are the versions alike?").because(error)
     })?;
@@ -315,6 +321,7 @@ pub async fn join(
         certificate_pem: answer.certificate_pem,
         ca_pem: answer.ca_pem,
     })?;
+    failpoint::pass("join.identity-written");
     files::remove_file(&join_key_file(config))?;
     Ok(Enrolled { cluster: answer.cluster, cluster_id: answer.cluster_id, node: answer.node })
 }

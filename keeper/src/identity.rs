@@ -153,6 +153,7 @@ impl IdentityFiles {
         files::write_new(&new.join(AUTHORITIES), 0o600, None, join_pem(&content.ca_pem).as_bytes())?;
         files::write_new(&new.join(IDENTITY), 0o600, None, &json)?;
         files::sync_directory(&new)?;
+        failpoint::pass("identity.staged");
         self.put_in_place(&new)?;
         files::sync_directory(parent)
     }

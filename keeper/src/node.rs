@@ -326,10 +326,16 @@ impl Keeper {
                 }
                 let (next, outcome) = decide::decide(state, &command, &context)?;
                 let changed = outcome.changed && !dry_run;
+                if changed {
+                    failpoint::pass("command.writing");
+                }
                 Ok((changed.then_some(next), (outcome, context.token_addresses)))
             })
             .await;
         let (mut outcome, addresses) = outcome?;
+        if outcome.changed && !dry_run {
+            failpoint::pass("command.written");
+        }
         if let (Some(pair), Command::CreateToken { role, .. }) = (outcome.token.take(), &command) {
             let (id, secret) = pair
                 .split_once('.')
@@ -465,9 +471,13 @@ async fn bootstrap(
         (SECRETS_KEY.to_owned(), serde_json::to_vec(&bootstrap.secrets).map_err(unwritable)?),
         (CLUSTER_KEY.to_owned(), serde_json::to_vec(&bootstrap.state).map_err(unwritable)?),
     ];
+    failpoint::pass("bootstrap.begun");
     match embedded.get() {
         Some(embedded) => embedded.bootstrap(documents).await?,
         None => service::bootstrap_external(consensus, documents, &bootstrap.state.identity.id).await?,
     }
-    files::remove_file(&path)
+    failpoint::pass("bootstrap.written");
+    files::remove_file(&path)?;
+    failpoint::pass("bootstrap.ended");
+    Ok(())
 }

@@ -152,6 +152,7 @@ async fn prepare(source: &Endpoint, options: &CloneOptions) -> Result<Prepared, 
     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let marker = Marker::new(&source.to_string(), WallTime(wall.as_millis() as i64), made);
     marker.write(&options.data_dir, owner).map_err(|error| disk_trouble(&options.data_dir, error, 0))?;
+    failpoint::pass("clone.marked");
     let opening = source::begin(&mut files, options).await.map_err(failed)?;
     Ok(Prepared { files, log, slot, system_id: identity.system_id, segment_bytes, opening, marker })
 }
@@ -269,12 +270,14 @@ impl Copy<'_> {
             }
         };
         files.close().await;
+        failpoint::pass("clone.copied");
         self.shown.phase("verify");
         let log_start = Lsn(opening.start.0 - opening.start.0 % segment_bytes);
         let (cancel, timelines) = (self.cancel.clone(), (opening.timeline, timeline));
         let progress = self.shown.progress.clone();
         let finish = tokio::task::spawn_blocking(move || {
             let proved = target.prove(log_start, log_end, timelines)?;
+            failpoint::pass("clone.proved");
             progress.send_modify(|shown| shown.phase = "sync".to_string());
             target.complete(&cancel).map(|()| proved)
         });
@@ -361,6 +364,7 @@ impl Copy<'_> {
                 sent = orders.send(batch) => sent.map_err(|_| Stopped::DiskSide)?,
                 () = self.cancel.cancelled() => return Err(Stopped::Because(Box::new(cancelled()))),
             }
+            failpoint::pass("clone.copying");
             tally.done.fetch_add(bytes, Ordering::Relaxed);
             let now = Instant::now();
             self.shown.bytes(tally, now);

@@ -7,8 +7,8 @@
 use crate::files::{refused, remove, replace};
 use crate::hba;
 use crate::spec::ServerSpec;
-use model::Trouble;
 use model::limits::{WAL_RETRY_INTERVAL, WAL_TIMEOUT};
+use model::{NodeName, Trouble};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -69,6 +69,8 @@ pub struct ServerConfig {
     pub role: ServerRole,
     /// Whether TLS is on; needs `ServerSpec::tls_files`.
     pub tls: bool,
+    /// The members whose certificates may replicate from this server.
+    pub members: Vec<NodeName>,
     /// Further lines of `pg_hba.conf` that stand before the refusals of our own roles.
     pub replication_hba: Vec<String>,
 }
@@ -284,7 +286,7 @@ pub fn write_config(spec: &ServerSpec, config: &ServerConfig) -> Result<ConfigCh
     }
     let hba = hba::render(&spec.superuser, config.tls, &config.replication_hba, &config.hba_users)?;
     let mut changed = replace(&dir.join("pg_hba.conf"), &hba, user)?;
-    changed |= rewrite(spec, "pg_ident.conf", hba::ident)?;
+    changed |= rewrite(spec, "pg_ident.conf", |old| hba::ident(&config.members, old))?;
     changed |= replace(&dir.join(FILE), &text, user)?;
     changed |= rewrite(spec, "postgresql.conf", |old| with_include(old, INCLUDE))?;
     changed |= rewrite(spec, "postgresql.auto.conf", |old| without_ours(old, &all))?;

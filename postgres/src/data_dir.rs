@@ -12,6 +12,8 @@ use std::path::Path;
 pub const INITDB_STAGING: &str = "stemma.initdb";
 /// A file of this name within a data directory that is being copied.
 pub const CLONE_MARKER: &str = "stemma.clone";
+/// That file while it is written for the first time. Alone in a directory it is all that a killed clone left.
+const CLONE_MARKER_NEW: &str = "stemma.clone.new";
 
 /// What is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub fn check_data_dir(dir: &Path, user: Option<&OsUser>) -> Result<DataDir, Trou
     if names.is_empty() {
         return Ok(DataDir::Empty);
     }
-    if names.contains(CLONE_MARKER) {
+    if names.contains(CLONE_MARKER) || (names.len() == 1 && names.contains(CLONE_MARKER_NEW)) {
         return Ok(DataDir::HalfMade { what: "clone".into() });
     }
     if !names.contains("PG_VERSION") {

@@ -4,7 +4,7 @@
 //! only with a certificate of the cluster (or a password where there is no TLS), both refused otherwise; then the
 //! user's lines.
 
-use model::Trouble;
+use model::{NodeName, Trouble};
 
 /// Lines used where the settings give none.
 const DEFAULT_LINES: [&str; 3] = [
@@ -13,13 +13,14 @@ const DEFAULT_LINES: [&str; 3] = [
     "hostssl all all all scram-sha-256",
 ];
 
-/// Everyone whom the cluster's CA signed may act as the replication role. A member that was removed can therefore
-/// still connect until its certificate ends or the CA is replaced, unless lines in `replication_hba` refuse its address.
-const IDENT: &str = "stemma /^(.*)$ stemma_replication";
-
-/// The text of `pg_ident.conf`: our map, and the lines of other maps that `old` has, which people may refer to.
-pub(crate) fn ident(old: &str) -> String {
-    let mut text = format!("# Written by stemma; lines of other maps than `stemma` are kept.\n{IDENT}\n");
+/// The text of `pg_ident.conf`: members, and nobody else whom the cluster's CA may have signed for, act as the
+/// replication role. A certificate bears its member's name (CN); a removed member's line goes, and with it its access.
+/// Lines of other maps that `old` has stay, since people may refer to them.
+pub(crate) fn ident(members: &[NodeName], old: &str) -> String {
+    let mut text = String::from("# Written by stemma; lines of other maps than `stemma` are kept.\n");
+    for name in members {
+        text.push_str(&format!("stemma \"{name}\" stemma_replication\n"));
+    }
     for line in old.lines().map(str::trim) {
         let map = line.split_whitespace().next().unwrap_or_default();
         if !map.is_empty() && !map.starts_with('#') && map != "stemma" {

@@ -56,10 +56,13 @@ pub async fn initdb(
     let staging = dir.join(INITDB_STAGING);
     make_private(dir, spec)?;
     make_private(&staging, spec)?;
+    failpoint::pass("initdb.begun");
     progress("running initdb");
     let locale = run_initdb(spec, &staging, checksums).await?;
+    failpoint::pass("initdb.made");
     progress("creating roles");
     create_roles(spec, &staging.join("data"), postgres_password).await?;
+    failpoint::pass("initdb.roles-made");
     publish(dir)?;
     tracing::info!(data_dir = %dir.display(), locale, checksums, "made a new database");
     Ok(())
@@ -110,7 +113,13 @@ async fn run_initdb(spec: &ServerSpec, staging: &Path, checksums: bool) -> Resul
         } else if spec.installation.major >= 18 {
             command.arg("--no-data-checksums");
         }
-        let output = tokio::time::timeout(INITDB_DEADLINE, command.output()).await;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let run = async {
+            let child = command.spawn()?;
+            failpoint::pass("initdb.running");
+            child.wait_with_output().await
+        };
+        let output = tokio::time::timeout(INITDB_DEADLINE, run).await;
         let output = output
             .map_err(|_| Trouble::server_failed("initdb does not finish", "check the disk of the data directory"))?
             .map_err(|error| refused("run", &spec.installation.bin_dir.join("initdb"), &error))?;
@@ -183,8 +192,10 @@ fn publish(dir: &Path) -> Result<(), Trouble> {
         }
     }
     sync_dir(dir)?;
+    failpoint::pass("initdb.half-moved");
     fs::rename(&last, dir.join("PG_VERSION")).map_err(|error| refused("move", &last, &error))?;
     sync_dir(dir)?;
+    failpoint::pass("initdb.version-moved");
     fs::remove_dir_all(&staging).map_err(|error| refused("remove", &staging, &error))?;
     sync_dir(dir)
 }

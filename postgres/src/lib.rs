@@ -14,6 +14,7 @@ pub mod install;
 pub mod manifest;
 pub mod os_user;
 pub mod process;
+mod reload;
 pub mod replication;
 pub mod running;
 pub mod sample;

@@ -247,6 +247,11 @@ fn prepare_start(spec: &ServerSpec) -> Result<(), Trouble> {
             "adopt the running server, or end its processes first",
         ));
     }
+    // An initialisation killed at its very end: complete, but every base backup would carry what it worked in.
+    let staging = spec.data_dir.join(crate::data_dir::INITDB_STAGING);
+    if spec.data_dir.join("PG_VERSION").exists() && staging.exists() {
+        fs::remove_dir_all(&staging).map_err(|error| refused("remove", &staging, &error))?;
+    }
     // PostgreSQL takes any living process of that number for another postmaster. None works in this directory.
     for stale in [spec.data_dir.join("postmaster.pid"), spec.socket_dir.join(format!(".s.PGSQL.{}.lock", spec.port))] {
         if recorded_pid(&stale)

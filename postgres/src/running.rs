@@ -88,7 +88,7 @@ pub fn write_active(spec: &ServerSpec, config: &ServerConfig, files: &ActiveFile
     }
     if !is_own(spec, &files.ident) {
         let old = read_as(&files.ident, user).unwrap_or_default();
-        changed |= change(&files.ident, &old, &hba::ident(&old), user)?;
+        changed |= change(&files.ident, &old, &hba::ident(&config.members, &old), user)?;
     }
     Ok(changed)
 }

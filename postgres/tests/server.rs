@@ -48,6 +48,7 @@ impl World {
         };
         let parameters = [("shared_buffers", "16MB"), ("max_connections", "20"), ("fsync", "off")];
         let config = ServerConfig {
+            members: ["n1", "n2", "n3"].map(|name| name.parse().expect("a name")).to_vec(),
             parameters: parameters.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             hba_users: Vec::new(),
             synchronous_standby_names: String::new(),
@@ -416,6 +417,16 @@ async fn with_tls_members_replicate_by_certificate_and_nothing_else() {
     standby.reload().expect("reload");
     let streams = async || standby_sql.facts().await.expect("facts").receiver.is_some_and(|r| r.status == "streaming");
     replica.until("streaming", streams).await;
+    standby.stop(StopMode::Fast, SOON).await.expect("stop");
+
+    // A removed member's certificate opens nothing any more, though the CA signed it.
+    primary.config.members.retain(|name| name.as_str() != "n2");
+    write_config(&primary.spec, &primary.config).expect("write");
+    server.reload().expect("reload");
+    let (standby, _standby_sql) = replica.start().await;
+    let refused = async || postgres::server_log_tail(&primary.spec, 20_000).contains("no match in usermap \"stemma\"");
+    primary.until("refused as a stranger", refused).await;
+    assert!(sql.facts().await.expect("facts").senders.is_empty());
     standby.stop(StopMode::Fast, SOON).await.expect("stop");
     server.stop(StopMode::Fast, SOON).await.expect("stop");
 }

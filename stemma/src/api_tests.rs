@@ -79,6 +79,8 @@ fn state() -> ClusterState {
         postgres_host: "pg-1".to_owned(),
         postgres_port: 5432,
         key_fingerprint: "00".to_owned(),
+        next_key_fingerprint: None,
+        certificate_order: 0,
         stage: Stage::Active,
         joined_at: WallTime(0),
     };

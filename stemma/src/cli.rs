@@ -182,6 +182,13 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Bring the generated parts of the reference pages up to date
+    #[command(hide = true)]
+    Reference {
+        /// Directory of the pages
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        write: PathBuf,
+    },
 }
 
 /// `stemma status`

@@ -386,7 +386,7 @@ fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
             bin_dir: node.bin_dir,
             run_as: node.run_as,
             socket_dirs: node.socket_dirs,
-            tablespace_root: None,
+            tablespace_root: node.tablespace_root,
         }),
         consensus: match file.consensus {
             node_file::ConsensusChoice::Embedded => keeper::ConsensusChoice::Embedded,

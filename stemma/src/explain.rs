@@ -12,7 +12,7 @@ use serde_json::json;
 const PAGES: &str = include_str!("errors.md");
 
 /// The page of a code.
-fn page(code: &str) -> Option<&'static str> {
+pub fn page(code: &str) -> Option<&'static str> {
     let heading = format!("## {code}\n");
     let start = PAGES.find(&heading)? + heading.len();
     let end = PAGES[start..].find("\n## ").map_or(PAGES.len(), |end| start + end);

@@ -45,6 +45,8 @@ pub struct PostgresqlNode {
     pub bin_dir: Option<PathBuf>,
     /// Operating system user of the server when the keeper runs as root.
     pub run_as: Option<String>,
+    /// Where a clone puts tablespaces (`<root>/<oid>`); the paths of the source when absent.
+    pub tablespace_root: Option<PathBuf>,
     /// Further directories for the server's socket.
     pub socket_dirs: Vec<PathBuf>,
 }
@@ -165,10 +167,63 @@ pub fn parse(text: &str) -> Result<NodeFile, Vec<Finding>> {
     }
 }
 
+/// One key of the node file, for its reference.
+pub struct KeyDoc {
+    /// The key, with its section.
+    pub key: &'static str,
+    /// What holds where it is absent; empty where it may not be.
+    pub default: &'static str,
+    /// What it is for.
+    pub doc: &'static str,
+}
+
+const fn key(key: &'static str, default: &'static str, doc: &'static str) -> KeyDoc {
+    KeyDoc { key, default, doc }
+}
+
+/// Every key, in the order of a file.
+pub const KEYS: &[KeyDoc] = &[
+    key("name", "", "Name of the node, unique in the cluster: small letters, digits and `-`."),
+    key("site", "`\"default\"`", "Where it is (zone, data centre); `sync_from_other_site` goes by it."),
+    key("state_dir", "", "Absolute path of the keeper's own files: identity, certificates, consensus log, API token."),
+    key("keeper.listen", "`\"0.0.0.0:7432\"`", "Where other keepers reach this one. Mutual TLS always."),
+    key("keeper.advertise", "as `listen`", "`host:port` for the others; required where `listen` is every address."),
+    key(
+        "api.listen",
+        "`\"127.0.0.1:8008\"`",
+        "Where the HTTP API answers. It is plain HTTP: see [security](security.md).",
+    ),
+    key("api.advertise", "as `listen`", "`host:port` for the others; required where `listen` is every address."),
+    key(
+        "postgresql.data_dir",
+        "",
+        "Absolute path of the data directory. Without `[postgresql]` the node is a witness.",
+    ),
+    key("postgresql.listen", "`\"0.0.0.0\"`", "`listen_addresses` of the server."),
+    key("postgresql.port", "`5432`", "Its port."),
+    key(
+        "postgresql.advertise",
+        "host of `keeper.advertise`",
+        "Host under which clients and replicas reach the server.",
+    ),
+    key("postgresql.bin_dir", "newest installed", "Directory of the programs `postgres` and `initdb`."),
+    key("postgresql.run_as", "`\"postgres\"`", "Operating system user of the server where the keeper runs as root."),
+    key(
+        "consensus.kind",
+        "`\"embedded\"`",
+        "`\"embedded\"`: the keepers vote among themselves. `\"etcd\"`: an etcd v3 that is there already.",
+    ),
+    key("consensus.endpoints", "none", "For etcd: list of its client addresses."),
+    key("consensus.user", "none", "For etcd: user, where it asks for one."),
+    key("consensus.password_file", "none", "For etcd: file with the password."),
+    key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
+];
+
 const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus"];
 const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
 const API_KEYS: &[&str] = &["listen", "advertise"];
-const POSTGRESQL_KEYS: &[&str] = &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "socket_dirs"];
+const POSTGRESQL_KEYS: &[&str] =
+    &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "socket_dirs", "tablespace_root"];
 const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "prefix", "user", "password_file", "ca_file"];
 /// Keys of the cluster settings, which people look for in the node file.
 const CLUSTER_KEYS: &[&str] = &[
@@ -305,9 +360,11 @@ impl Reader<'_> {
         let text = |reader: &mut Self, key: &'static str| reader.text_of(section, table, key).map(|(text, _)| text);
         let listen = text(self, "listen").unwrap_or_else(|| "0.0.0.0".to_owned());
         let advertise = text(self, "advertise").or(keeper_host);
-        let bin_dir = self
-            .text_of(section, table, "bin_dir")
-            .and_then(|(text, span)| self.absolute(section, "bin_dir", text, span));
+        let path = |reader: &mut Self, key: &'static str| {
+            reader.text_of(section, table, key).and_then(|(text, span)| reader.absolute(section, key, text, span))
+        };
+        let bin_dir = path(self, "bin_dir");
+        let tablespace_root = path(self, "tablespace_root");
         let run_as = text(self, "run_as");
         let socket_dirs = self.socket_dirs(table);
         Some(PostgresqlNode {
@@ -317,6 +374,7 @@ impl Reader<'_> {
             advertise: advertise?,
             bin_dir,
             run_as,
+            tablespace_root,
             socket_dirs,
         })
     }

@@ -20,6 +20,7 @@ listen = "127.0.0.1:8008"
 data_dir = "/var/lib/postgresql/n1"
 port = 5433
 run_as = "postgres"
+tablespace_root = "/srv/tablespaces"
 
 [consensus]
 kind = "etcd"
@@ -36,6 +37,7 @@ fn a_sound_file_is_read_with_its_defaults() {
     let server = file.postgresql.expect("a database");
     assert_eq!((server.port, server.advertise.as_str(), server.listen.as_str()), (5433, "db1.example.org", "0.0.0.0"));
     assert_eq!((server.bin_dir, server.run_as.as_deref()), (None, Some("postgres")));
+    assert_eq!(server.tablespace_root, Some(PathBuf::from("/srv/tablespaces")));
     assert!(matches!(file.consensus, ConsensusChoice::Etcd { ref endpoints, .. } if endpoints.len() == 1));
 }
 
@@ -156,4 +158,15 @@ fn a_command_that_needs_the_file_names_every_problem() {
     assert_eq!((trouble.code.to_string().as_str(), trouble.exit), ("ST1105", 2));
     assert!(trouble.causes.iter().any(|cause| cause.contains("`state_dir` is missing")), "{trouble:?}");
     assert_eq!(load(&directory.path().join("absent")).expect_err("absent").code.to_string(), "ST1101");
+}
+
+#[test]
+fn every_key_of_the_file_has_its_line_in_the_reference() {
+    let mut known: Vec<String> = ROOT_KEYS.iter().take(3).map(ToString::to_string).collect();
+    for (section, keys) in
+        [("keeper", KEEPER_KEYS), ("api", API_KEYS), ("postgresql", POSTGRESQL_KEYS), ("consensus", CONSENSUS_KEYS)]
+    {
+        known.extend(keys.iter().map(|key| format!("{section}.{key}")));
+    }
+    assert_eq!(KEYS.iter().map(|key| key.key).collect::<Vec<_>>(), known);
 }

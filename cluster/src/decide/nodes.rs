@@ -18,7 +18,7 @@ pub(super) fn remove(state: &ClusterState, name: &NodeName, force: bool, context
     if member.id == state.rule.primary {
         return Err(Trouble::target_is_primary(
             format!("`{name}` is the primary"),
-            "move the primary to another node first with `stemma switchover`",
+            "choose another node; this version cannot move the primary",
         ));
     }
     if member.stage == Stage::Leaving {
@@ -96,7 +96,7 @@ fn check_strict(before: &ClusterState, after: &ClusterState, name: &NodeName) ->
             "without `{name}` {left} replicas could acknowledge commits, and {} with strict = true waits for {asked}",
             after.settings.commit_mode
         ),
-        "add a replica first, or set `strict = false` or another `commit_mode` with `stemma config edit`",
+        "add a replica first, or set `strict = false` or another `commit_mode` with `stemma config set`",
     );
     trouble.exit = exit::REFUSED;
     Err(trouble)
@@ -181,7 +181,7 @@ fn check_replica_patch(state: &ClusterState, member: &Member, patch: &NodePatch)
     if member.id == state.rule.primary && (delays || feeds_it) {
         return Err(Trouble::target_is_primary(
             format!("`{name}` is the primary: it can be neither delayed nor fed by another node"),
-            "move the primary to another node first with `stemma switchover`",
+            "choose another node; this version cannot move the primary",
         ));
     }
     Ok(())
@@ -201,7 +201,7 @@ fn checked_upstream(state: &ClusterState, member: &Member, wanted: &NodeName) ->
     }
     Err(Trouble::wrong_role(
         format!("`{}` would stream from itself by way of `{wanted}`", member.name),
-        format!("let `{wanted}` follow the primary first: `stemma node set {wanted} --upstream primary`"),
+        format!("let `{wanted}` follow the primary first: `stemma node set {wanted} --from primary`"),
     ))
 }
 

@@ -135,7 +135,17 @@ impl Embedded {
             Step::Remove(ids) => (ChangeMembers::RemoveNodes(ids.clone()), true),
         };
         tracing::info!(node = %self.id, ?step, "changing the members of the consensus group");
-        self.bounded(self.raft.change_membership(change, removed_stay)).await.map(Some)
+        failpoint::pass("members.deciding");
+        let changed = self.bounded(self.raft.change_membership(change, removed_stay)).await?;
+        if let Changed::Done = changed {
+            match step {
+                Step::AddLearners(_) => failpoint::pass("members.learners-added"),
+                Step::SetVoters(_) => failpoint::pass("members.voters-set"),
+                Step::Remove(_) => failpoint::pass("members.removed"),
+                Step::Done | Step::AwaitCatchUp(_) | Step::Refuse => {}
+            }
+        }
+        Ok(Some(changed))
     }
 
     async fn bounded(&self, change: impl Future<Output = ChangeResult>) -> Result<Changed, StoreError> {

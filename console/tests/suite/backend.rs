@@ -61,7 +61,7 @@ impl Backend for Fake {
     fn authorise(&self, bearer: Option<&str>) -> Result<String, Trouble> {
         match bearer {
             Some(TOKEN) => Ok("alice".to_owned()),
-            Some(_) => Err(Trouble::denied("the token is not valid", "make one with `stemma api-token create`")),
+            Some(_) => Err(Trouble::denied("the token is not valid", "read the token file again")),
             None => Err(Trouble::denied("a bearer token is needed", "send `Authorization: Bearer <token>`")),
         }
     }

@@ -51,6 +51,13 @@ fn mutations() -> Vec<(Method, &'static str, &'static str, Option<Command>)> {
             r#"{"only_pending":true,"nodes":["n2"]}"#,
             Some(Command::RollingRestart { only_pending: true, nodes: vec![name("n2")] }),
         ),
+        (
+            post.clone(),
+            "/v1/certificates/rotate",
+            r#"{"node":"n2"}"#,
+            Some(Command::RotateCertificates { node: Some(name("n2")) }),
+        ),
+        (post.clone(), "/v1/certificates/rotate", r#"{"node":null}"#, Some(Command::RotateCertificates { node: None })),
         (post.clone(), "/v1/operations/op_3/cancel", "", Some(Command::CancelOperation { id: "op_3".to_owned() })),
         (
             post.clone(),

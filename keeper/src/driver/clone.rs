@@ -123,6 +123,7 @@ impl Driver {
         self.parts.local.set_phase(Phase::Cloning);
         self.parts.local.set_doing(Some(format!("cloning from {}", member.name)));
         tracing::info!(source = %member.name, attempt = self.clone_attempts, "base backup begins");
+        failpoint::pass("clone.begun");
         let cancel = stop.child_token();
         let guard = self.cancel_when_unwanted(&cancel);
         let result = postgres::clone::run(&endpoint, &options, progress, cancel.clone()).await;
@@ -132,6 +133,7 @@ impl Driver {
         self.control = None;
         match result {
             Ok(report) => {
+                failpoint::pass("clone.ended");
                 tracing::info!(bytes = report.bytes, seconds = report.seconds, "base backup complete");
                 self.clone_attempts = 0;
                 self.clone_error = None;

@@ -5,6 +5,7 @@ use crate::pki;
 use cluster::desire::Control;
 use cluster::naming;
 use model::limits;
+use model::state::Stage;
 use model::{Role, Timeline, Trouble};
 use postgres::{ControlFile, ControlState, ServerConfig, ServerRole};
 use std::path::PathBuf;
@@ -34,6 +35,14 @@ impl Driver {
             synchronous_standby_names,
             role: server_role,
             tls: settings.tls && self.parts.spec.tls_files.is_some(),
+            members: turn
+                .state
+                .value
+                .members
+                .values()
+                .filter(|member| !member.witness && member.stage != Stage::Leaving)
+                .map(|member| member.name.clone())
+                .collect(),
             replication_hba: Vec::new(),
         })
     }

@@ -17,11 +17,13 @@ impl Driver {
                 let marker = facts.started_at.0;
                 let write = |state: &model::ClusterState| operation::begin(state, me, &operation, step, marker);
                 self.parts.store.update(|state| Ok((write(state), ()))).await?;
+                failpoint::pass("restart.begun");
                 Ok(false)
             }
             Next::Continue { operation, step, action: StepAction::Restart, marker } => {
                 if facts.started_at.0 <= marker {
                     self.stop_server("restart in turn").await?;
+                    failpoint::pass("restart.stopped");
                     return Ok(true);
                 }
                 let streams = facts.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming");
@@ -29,10 +31,12 @@ impl Driver {
                     self.parts.local.set_doing(Some("restarted; waiting to stream again".into()));
                     return Ok(false);
                 }
+                failpoint::pass("restart.ending");
                 self.parts
                     .store
                     .update(|state| Ok((operation::done(state, &operation, step, clock::wall()), ())))
                     .await?;
+                failpoint::pass("restart.ended");
                 Ok(false)
             }
             Next::Abandon { operation, reason } => {

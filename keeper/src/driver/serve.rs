@@ -24,6 +24,7 @@ impl Driver {
     pub(super) async fn serve(&mut self, role: Role, turn: &Turn, facts: &ServerFacts) -> Result<bool, Trouble> {
         if role == Role::Primary && !self.prepared_server {
             self.sql.ensure_roles(&turn.secrets.value).await?;
+            failpoint::pass("serve.roles-made");
             self.prepared_server = true;
         }
         if self.sync_names.is_none() && role == Role::Primary {
@@ -74,8 +75,10 @@ impl Driver {
         }
         // An adopted server may not have read what an earlier keeper wrote last; a reload settles it.
         if changed || self.written.is_none() {
+            failpoint::pass("configure.file-written");
             tracing::info!("server configuration changed; reloading");
             self.reload().await?;
+            failpoint::pass("configure.reloaded");
         }
         self.written = Some(config);
         self.sample_again();
@@ -97,6 +100,7 @@ impl Driver {
             match step {
                 SlotStep::Create(name) => {
                     self.sql.ensure_slots(&[name].into()).await?;
+                    failpoint::pass("slot.created");
                     acted = true;
                 }
                 SlotStep::Advance(name, to) => {
@@ -138,6 +142,7 @@ impl Driver {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 return;
             }
+            failpoint::pass("lineage.in-database");
             let entry = LineageEntry { epoch, timeline, began_at };
             if let Err(trouble) = store.update(|state| Ok((admission::learn_lineage(state, entry), ()))).await {
                 tracing::warn!(%trouble, "the lineage is not in consensus yet");
@@ -151,6 +156,14 @@ impl Driver {
         let state = &turn.state.value;
         let salt = &turn.secrets.value.name_salt;
         let (Some(written), Some(me)) = (facts.written, state.members.get(&self.parts.me)) else { return Ok(false) };
+        if !self.list_taken_up {
+            // Until then the list that the server shows may not be the one by which it lets commits go.
+            self.sql.wait_reload_everywhere(SETTING_DEADLINE).await?;
+            self.list_taken_up = true;
+            self.floors.clear();
+            self.sample_again();
+            return Ok(true);
+        }
         let server = sync::parse(&facts.synchronous_standby_names, |name| {
             naming::node_of_application_name(name, &state.members, salt)
         });
@@ -180,7 +193,9 @@ impl Driver {
                 let version = turn.state.version;
                 tracing::info!(acks = rule.acks, voters = ?rule.voters, "durability rule changes");
                 // Planned on exactly this rule: if it changed meanwhile, nothing is written and all is planned anew.
+                failpoint::pass("rule.writing");
                 self.parts.store.update(|state| Ok((admission::write_rule(state, &rule, clock::wall()), ()))).await?;
+                failpoint::pass("rule.written");
                 self.wait_for_state_after(version).await;
                 Ok(true)
             }
@@ -198,11 +213,15 @@ impl Driver {
 
     async fn write_synchronous(&mut self, names: String, turn: &Turn) -> Result<(), Trouble> {
         self.sync_names = Some(names.clone());
+        self.list_taken_up = false;
         let config = self.wanted_config(Role::Primary, turn)?;
         postgres::write_config(&self.parts.spec, &config)?;
+        failpoint::pass("sync.file-written");
         self.written = Some(config);
         self.reload().await?;
+        failpoint::pass("sync.reloaded");
         self.sql.wait_setting("synchronous_standby_names", &names, SETTING_DEADLINE).await?;
+        failpoint::pass("sync.in-force");
         self.sample_again();
         Ok(())
     }
@@ -255,7 +274,9 @@ impl Driver {
                 continue;
             }
             let id = member.id;
+            failpoint::pass("removal.forgetting");
             self.parts.store.update(|state| Ok((admission::finish_removal(state, id, clock::wall()), ()))).await?;
+            failpoint::pass("removal.forgot");
         }
         Ok(())
     }

@@ -86,13 +86,17 @@ async fn rotate(keeper: &Keeper) -> Result<(), Trouble> {
     let (key_pem, csr_pem) = pki::make_key_and_csr(&keeper.config.name);
     let fingerprint = pki::key_fingerprint_of_csr(&csr_pem)?;
     let member = bind(keeper, fingerprint.clone(), false).await?;
+    failpoint::pass("rotate.announced");
     let certificate_pem = enrol::certify(&secrets.value, &keeper.identity.cluster_id, &member, &csr_pem)?;
     let files = IdentityFiles { directory: keeper.config.identity_dir() };
     let content = files.load()?;
     let ca_pem = secrets.value.ca_certificates.clone();
     files.write(&IdentityContent { identity: content.identity, key_pem, certificate_pem, ca_pem })?;
+    failpoint::pass("rotate.files-written");
     take_up(keeper)?;
+    failpoint::pass("rotate.taken-up");
     bind(keeper, fingerprint.clone(), true).await?;
+    failpoint::pass("rotate.bound");
     tracing::info!(key = &fingerprint[..16], "new key and certificate in use");
     Ok(())
 }

@@ -74,12 +74,14 @@ impl Service {
         let mut request = request;
         request.key_fingerprint = crate::pki::key_fingerprint_of_csr(&request.csr_pem)?;
         let now = clock::wall();
+        failpoint::pass("admit.begun");
         let (node, state) = store
             .update(|state| {
                 let (next, node) = admission::admit(state, &request, now)?;
                 Ok(((next != *state).then(|| next.clone()), (node, next)))
             })
             .await?;
+        failpoint::pass("admit.written");
         let Some(secrets) = store.secrets() else {
             return Err(Trouble::no_quorum(
                 "this node does not know the cluster's secrets yet",

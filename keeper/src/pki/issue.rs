@@ -235,7 +235,7 @@ fn bad_request<E: std::fmt::Display>(cause: E) -> Trouble {
 fn broken_ca<E: std::fmt::Display>(cause: E) -> Trouble {
     Trouble::certificate_refused(
         "the cluster's CA cannot sign",
-        "restore the cluster's secrets, or rotate the CA with `stemma ca rotate`",
+        "restore the cluster's secrets from a member that has them",
     )
     .because(cause)
 }

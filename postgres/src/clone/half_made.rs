@@ -55,6 +55,7 @@ impl Marker {
         }
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.sync_all()?;
+        failpoint::pass("clone.marker-begun");
         fs::rename(&new, &marker)?;
         File::open(data_dir)?.sync_all()
     }
@@ -161,8 +162,10 @@ pub fn discard_half_made(data_dir: &Path, tablespace_root: Option<&Path>) -> Res
             remove_empty(&space.path).map_err(|error| failed(&space.path, error))?;
         }
     }
+    failpoint::pass("discard.begun");
     let finish = || {
         remove_content(data_dir, Some(MARKER))?;
+        failpoint::pass("discard.emptied");
         fs::remove_file(data_dir.join(MARKER))?;
         if marker.data_dir_made { remove_empty(data_dir) } else { Ok(()) }
     };

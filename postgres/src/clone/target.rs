@@ -232,8 +232,10 @@ impl Target {
         if cancel.is_cancelled() {
             return Err(super::cancelled());
         }
+        failpoint::pass("clone.synced");
         let publish = || {
             fs::rename(data_dir.join(CONTROL_HELD_BACK), data_dir.join(CONTROL))?;
+            failpoint::pass("clone.control-in-place");
             File::open(data_dir.join("global"))?.sync_all()?;
             fs::remove_file(data_dir.join(MARKER))?;
             File::open(data_dir)?.sync_all()?;

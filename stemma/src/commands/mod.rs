@@ -15,7 +15,7 @@ use crate::cli::{Cli, Command, Global, Output};
 use crate::client::Client;
 use crate::render::look::Look;
 use crate::render::out;
-use crate::{daemon, demo, explain, sandbox};
+use crate::{daemon, demo, explain, reference, sandbox};
 use model::status::SCHEMA_VERSION;
 use model::{Outcome, Trouble};
 use serde_json::{Value, json};
@@ -54,6 +54,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
             local::completion(shell);
             Ok(0)
         }
+        Command::Reference { write } => reference::write(&write).map(|()| 0),
     }
 }
 

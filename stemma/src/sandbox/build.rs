@@ -11,8 +11,8 @@ use crate::commands::{Context, target};
 use crate::render::out;
 use crate::render::status::state;
 use model::error::exit;
-use model::status::{ClusterStatus, Verdict};
-use model::{NodeName, Outcome, Settings, Trouble};
+use model::status::{ClusterStatus, LinkStatus, NodeStatus, Verdict};
+use model::{NodeName, Outcome, Role, Settings, Trouble};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -294,9 +294,11 @@ fn node_toml(node: &SandboxNode, args: &SandboxStartArgs, user: Option<&nix::uni
     );
     if !node.witness {
         text.push_str(&format!(
-            "\n[postgresql]\ndata_dir = {}\nlisten = \"127.0.0.1\"\nport = {}\nadvertise = \"127.0.0.1\"\n",
+            "\n[postgresql]\ndata_dir = {}\nlisten = \"127.0.0.1\"\nport = {}\nadvertise = \"127.0.0.1\"\ntablespace_root = {}\n",
             quoted(&node.data_dir),
-            node.postgresql_port
+            node.postgresql_port,
+            // Several servers on one machine cannot share the directory of a tablespace.
+            quoted(&node.directory.join("tablespaces"))
         ));
         if let Some(bin) = &args.pg_bin {
             text.push_str(&format!(
@@ -473,9 +475,8 @@ pub async fn wait_healthy(context: &Context, layout: &Layout) -> Result<(), Trou
         let client = Client::new(target::from_sandbox(layout)?).with(None, Some(REQUEST_TIMEOUT), false);
         if let Ok(view) = client.status().await {
             tell_changes(context, &view, &mut told, started);
-            if view.verdict == Verdict::Healthy
-                && layout.nodes.iter().all(|node| view.node(node.name.as_str()).is_some())
-            {
+            let known = layout.nodes.iter().all(|node| view.node(node.name.as_str()).is_some());
+            if view.verdict == Verdict::Healthy && known && is_settled(&view) {
                 return Ok(());
             }
             last = Some(view);
@@ -488,6 +489,14 @@ pub async fn wait_healthy(context: &Context, layout: &Layout) -> Result<(), Trou
         }
         tokio::time::sleep(POLL_INTERVAL * 2).await;
     }
+}
+
+/// A replica that catches up is nothing to worry about, and neither is a rule that takes up its voters; but who was told
+/// that the cluster is ready should find it so.
+fn is_settled(view: &ClusterStatus) -> bool {
+    let follows = |node: &NodeStatus| node.role != Role::Replica || node.link == Some(LinkStatus::Streaming);
+    let durability = &view.durability;
+    view.nodes.iter().all(follows) && durability.in_force && durability.acks >= durability.acks_wanted
 }
 
 fn tell_changes(context: &Context, view: &ClusterStatus, told: &mut BTreeMap<NodeName, String>, started: Instant) {
@@ -545,6 +554,8 @@ mod tests {
         for node in &layout.nodes {
             let file = crate::node_file::parse(&node_toml(node, &args, None)).expect("sound");
             assert_eq!((&file.name, &file.state_dir), (&node.name, &node.state_dir));
+            let spaces = file.postgresql.as_ref().and_then(|server| server.tablespace_root.clone());
+            assert_eq!(spaces, (!node.witness).then(|| node.directory.join("tablespaces")));
             assert_eq!(file.postgresql.map(|server| server.port), (!node.witness).then_some(node.postgresql_port));
         }
     }

@@ -1,0 +1,108 @@
+//! What breaks and comes back by itself, and what is rebuilt by order.
+
+use e2e::{Cluster, DEADLINE, Writers, wait_for};
+use model::status::LinkStatus;
+use std::path::Path;
+
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_nodes_die_and_the_cluster_comes_back_by_itself() {
+    let cluster = Cluster::start(15, &[]).await;
+    let writers = Writers::start(&cluster.node("n1").uri).await;
+    a_killed_server_is_started_again(&cluster, "n2").await;
+    a_killed_server_is_started_again(&cluster, "n1").await;
+    a_new_keeper_adopts_the_running_server(&cluster, "n1").await;
+    a_new_keeper_adopts_the_running_server(&cluster, "n3").await;
+    a_dead_host_is_noticed_and_comes_back(&cluster, "n2").await;
+    what_was_frozen_goes_on(&cluster, "keeper").await;
+    what_was_frozen_goes_on(&cluster, "host").await;
+    let ledger = writers.stop().await;
+    cluster.prove(&ledger, &NODES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_rebuilt_by_order_or_when_their_data_is_gone() {
+    let cluster = Cluster::start(15, &[]).await;
+    let writers = Writers::start(&cluster.node("n1").uri).await;
+    cluster.refused(&["node", "reinit", "n1", "--yes"], "ST2104", 4).await;
+    cluster.refused(&["node", "reinit", "n2"], "ST1001", 2).await;
+    let leave_mark = |name: &str| {
+        let mark = cluster.node(name).data_dir.join("mark_of_the_old_data");
+        std::fs::write(&mark, "x").expect("writable");
+        mark
+    };
+    let mark = leave_mark("n2");
+    cluster.run(&["node", "reinit", "n2", "--yes", "--reason", "a bad disk"]).await.exits(0);
+    wait_rebuilt(&cluster, "n2", &mark).await;
+    let history = cluster.json(&["history"]).await.to_string();
+    assert!(history.contains("a bad disk"), "{history}");
+    let mark = leave_mark("n3");
+    cluster.crash("n3", "host").await;
+    std::fs::remove_dir_all(&cluster.node("n3").data_dir).expect("removable");
+    cluster.restart("n3").await;
+    wait_rebuilt(&cluster, "n3", &mark).await;
+    let ledger = writers.stop().await;
+    cluster.prove(&ledger, &NODES).await;
+    assert_eq!(ledger.unanswered(), 0);
+}
+
+async fn wait_rebuilt(cluster: &Cluster, name: &str, mark: &Path) {
+    wait_for(&format!("the old data of {name} is gone"), || async {
+        if mark.exists() { Err(format!("{} is there", mark.display())) } else { Ok(()) }
+    })
+    .await;
+    cluster.wait_node(name, "streams again", |node| node.stage == "active" && streams(node)).await;
+    cluster.wait_healthy().await;
+}
+
+fn streams(node: &model::status::NodeStatus) -> bool {
+    node.link == Some(LinkStatus::Streaming) && node.healthy
+}
+
+async fn a_killed_server_is_started_again(cluster: &Cluster, name: &str) {
+    let before = cluster.server_pid(name);
+    cluster.crash(name, "postgres").await;
+    wait_for(&format!("{name} has a new server"), || async {
+        let path = cluster.node(name).data_dir.join("postmaster.pid");
+        let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+        if text.starts_with(&format!("{before}\n")) { Err(text) } else { Ok(()) }
+    })
+    .await;
+    cluster.value(name, "SELECT 1").await;
+    cluster.wait_healthy().await;
+    cluster.wait_applied("n1", &["n2", "n3"]).await;
+}
+
+async fn a_new_keeper_adopts_the_running_server(cluster: &Cluster, name: &str) {
+    let before = cluster.server_pid(name);
+    cluster.crash(name, "keeper").await;
+    cluster.wait_node(name, "is without a keeper", |node| !node.keeper_up).await;
+    // The database goes on without its keeper.
+    assert_eq!(cluster.value(name, "SELECT 1").await, "1");
+    cluster.restart(name).await;
+    cluster.wait_node(name, "has a keeper", |node| node.keeper_up && node.healthy).await;
+    cluster.wait_healthy().await;
+    assert_eq!(cluster.server_pid(name), before, "the server was restarted, not adopted");
+    // Also when the keeper is asked to stop.
+    cluster.restart(name).await;
+    cluster.wait_healthy().await;
+    assert_eq!(cluster.server_pid(name), before, "the server was stopped with its keeper");
+}
+
+async fn a_dead_host_is_noticed_and_comes_back(cluster: &Cluster, name: &str) {
+    cluster.crash(name, "host").await;
+    cluster.wait_node(name, "is lost", |node| !node.keeper_up && node.link != Some(LinkStatus::Streaming)).await;
+    assert!(cluster.server_processes(name).is_empty());
+    cluster.restart(name).await;
+    cluster.wait_healthy().await;
+}
+
+async fn what_was_frozen_goes_on(cluster: &Cluster, what: &str) {
+    cluster.sandbox(&["freeze", "n3", "--what", what]).await;
+    cluster.wait_node("n3", "is silent", |node| !node.keeper_up).await;
+    cluster.sandbox(&["thaw", "n3", "--what", what]).await;
+    cluster.wait_healthy().await;
+    let end = tokio::time::timeout(DEADLINE, cluster.wait_applied("n1", &["n2", "n3"])).await;
+    end.expect("replicas follow again");
+}
