@@ -1,6 +1,7 @@
 //! Nodes made by hand, as the documents tell people to: a directory and a node file each, `stemma init`, `stemma run`,
 //! `stemma token create` and `stemma join`. Everything that was started ends with its value, also when a test panics.
 
+use crate::program;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,18 +16,6 @@ use std::time::{Duration, Instant};
 
 /// How long anything may take on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(90);
-
-/// The program under test: built by the workspace beside this test.
-pub fn program() -> PathBuf {
-    if let Some(path) = std::env::var_os("STEMMA_PROGRAM") {
-        return PathBuf::from(path);
-    }
-    let test = std::env::current_exe().expect("this program has a path");
-    let target = test.ancestors().nth(2).expect("target directory").to_owned();
-    let path = target.join("stemma");
-    assert!(path.is_file(), "{} is missing: cargo build -p stemma", path.display());
-    path
-}
 
 /// A port that nobody listens on, below those that the kernel gives to outgoing connections, and not given out before.
 pub fn free_port() -> u16 {

@@ -189,6 +189,11 @@ pub const KEYS: &[KeyDoc] = &[
     key("keeper.listen", "`\"0.0.0.0:7432\"`", "Where other keepers reach this one. Mutual TLS always."),
     key("keeper.advertise", "as `listen`", "`host:port` for the others; required where `listen` is every address."),
     key(
+        "keeper.stop_database",
+        "`false`",
+        "Whether the database is stopped with the keeper. Otherwise it goes on and the next keeper adopts it.",
+    ),
+    key(
         "api.listen",
         "`\"127.0.0.1:8008\"`",
         "Where the HTTP API answers. It is plain HTTP: see [security](security.md).",
@@ -209,13 +214,28 @@ pub const KEYS: &[KeyDoc] = &[
     key("postgresql.bin_dir", "newest installed", "Directory of the programs `postgres` and `initdb`."),
     key("postgresql.run_as", "`\"postgres\"`", "Operating system user of the server where the keeper runs as root."),
     key(
+        "postgresql.socket_dirs",
+        "none",
+        "List of further directories for the server's Unix socket, as in `[\"/var/run/postgresql\"]`, where local clients look for it.",
+    ),
+    key(
+        "postgresql.tablespace_root",
+        "none",
+        "Where a clone puts tablespaces (`<root>/<oid>`); the paths of its source when absent.",
+    ),
+    key(
         "consensus.kind",
         "`\"embedded\"`",
         "`\"embedded\"`: the keepers vote among themselves. `\"etcd\"`: an etcd v3 that is there already.",
     ),
     key("consensus.endpoints", "none", "For etcd: list of its client addresses."),
+    key(
+        "consensus.prefix",
+        "`\"/stemma/<cluster>\"`",
+        "For etcd: what the cluster's keys begin with. Chosen by `init`; nodes that join learn it.",
+    ),
     key("consensus.user", "none", "For etcd: user, where it asks for one."),
-    key("consensus.password_file", "none", "For etcd: file with the password."),
+    key("consensus.password_file", "none", "For etcd: file with the password in its first line, mode 0600."),
     key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
 ];
 
