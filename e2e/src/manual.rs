@@ -338,7 +338,8 @@ impl Drop for Node {
             eprintln!("--- keeper of {}:\n{}", self.name, tail(&self.said()));
         }
         self.kill();
-        kill_servers_below(&self.data_dir);
+        // A database that was there before the node is its place's to end.
+        kill_servers_below(&self.home);
     }
 }
 

@@ -167,7 +167,6 @@ async fn nodes_join_as_cascade_witness_standby_and_delayed_replica() {
     assert_eq!(node(&status, "n4")["kind"], "delayed", "{status:#}");
     let password = n1.password();
     let client = connect(n1.port, "postgres", &password).await.expect("log in");
-    client.batch_execute("CREATE TABLE seen (id int)").await.expect("a table");
     let (direct, late) = (
         connect(n3.port, "postgres", &password).await.expect("log in to the cascade"),
         connect(n4.port, "postgres", &password).await.expect("log in to the delayed replica"),
@@ -179,6 +178,15 @@ async fn nodes_join_as_cascade_witness_standby_and_delayed_replica() {
                 .map(|row| row.get::<_, bool>(0))
         })
     };
+    // A copy follows first, and falls behind on purpose from then on.
+    wait_for("the delay", || {
+        let row = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(late.query_one("SHOW recovery_min_apply_delay", &[]))
+        })?;
+        ensure!(row.get::<_, &str>(0) == "10min", "no delay yet");
+        Ok(())
+    });
+    client.batch_execute("CREATE TABLE seen (id int)").await.expect("a table");
     wait_for("the table on the cascade", || if has(&direct)? { Ok(()) } else { bail!("not yet") });
     assert!(!has(&late).expect("asked"), "a delayed replica shows it in ten minutes");
 
