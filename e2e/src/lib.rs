@@ -8,6 +8,7 @@ mod cluster;
 pub mod faults;
 mod http;
 mod ledger;
+pub mod manual;
 pub mod net;
 mod postgresql;
 mod program;

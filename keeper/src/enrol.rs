@@ -6,7 +6,7 @@
 
 use crate::clock;
 use crate::files;
-use crate::identity::{IdentityContent, IdentityFiles, NodeIdentity};
+use crate::identity::{ConsensusChoice, IdentityContent, IdentityFiles, NodeIdentity};
 use crate::mesh;
 use crate::node_config::NodeConfig;
 use crate::pki;
@@ -303,14 +303,17 @@ pub async fn join(
     let answer: JoinAnswer = serde_json::from_slice(&answer).map_err(|error| {
         Trouble::internal("the answer to the join was not understood", "are the versions alike?").because(error)
     })?;
+    let consensus: ConsensusChoice = serde_json::from_value(answer.consensus).map_err(|error| {
+        Trouble::internal("the cluster's consensus was not understood", "are the versions alike?").because(error)
+    })?;
     let node = NodeIdentity {
         cluster: answer.cluster.clone(),
         cluster_id: answer.cluster_id.clone(),
         node: answer.node,
         name: config.name.clone(),
         seeds: answer.peers,
-        consensus: serde_json::from_value(answer.consensus)
-            .map_err(|error| Trouble::internal("the cluster's consensus was not understood", "").because(error))?,
+        // A path to a CA, for one, is this node's own.
+        consensus: consensus.with_ways_of(&config.consensus)?,
     };
     identity.write(&IdentityContent {
         identity: node,

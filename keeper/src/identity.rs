@@ -48,6 +48,38 @@ impl std::fmt::Debug for ConsensusChoice {
     }
 }
 
+impl ConsensusChoice {
+    /// This store, reached in the ways that the node file names now. Which store it is was decided when the node was
+    /// enrolled and does not change with the file; endpoints, names and passwords may.
+    pub fn with_ways_of(&self, file: &ConsensusChoice) -> Result<ConsensusChoice, Trouble> {
+        match (self, file) {
+            // A node file without the section says nothing of it.
+            (_, ConsensusChoice::Embedded) => Ok(self.clone()),
+            (ConsensusChoice::Embedded, ConsensusChoice::Etcd { .. }) => Err(Trouble::config_bad_value(
+                "the node file says etcd, but the cluster keeps its state in its own keepers",
+                "remove [consensus] from the node file",
+            )),
+            (ConsensusChoice::Etcd { prefix, .. }, ConsensusChoice::Etcd { prefix: named, .. })
+                if !named.is_empty() && named != prefix =>
+            {
+                Err(Trouble::config_bad_value(
+                    format!("the node file says prefix `{named}`, but the cluster's state is under `{prefix}`"),
+                    format!("write under [consensus]: prefix = \"{prefix}\""),
+                ))
+            }
+            (ConsensusChoice::Etcd { prefix, .. }, ConsensusChoice::Etcd { endpoints, user, password, ca, .. }) => {
+                Ok(ConsensusChoice::Etcd {
+                    endpoints: endpoints.clone(),
+                    prefix: prefix.clone(),
+                    user: user.clone(),
+                    password: password.clone(),
+                    ca: ca.clone(),
+                })
+            }
+        }
+    }
+}
+
 /// What a node knows of itself before it has heard anybody.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeIdentity {

@@ -35,6 +35,9 @@ use tokio_util::task::TaskTracker;
 /// How long tasks may take to end when the keeper stops.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How often a store that did not answer is told the cluster's first state again.
+const BOOTSTRAP_PAUSE: Duration = Duration::from_secs(1);
+
 /// A running keeper.
 pub struct Keeper {
     config: NodeConfig,
@@ -84,7 +87,15 @@ impl Keeper {
         mesh.set_peers(identity.seeds.iter().filter(|(id, _)| *id != identity.node).cloned().collect());
         let transport = Arc::new(MeshTransport { mesh: mesh.clone() });
         let consensus = open_consensus(&config, &identity, transport, &service).await?;
-        bootstrap(&config, consensus.as_ref(), service.embedded()).await?;
+        let unfinished = match bootstrap(&config, consensus.as_ref(), service.embedded()).await {
+            Ok(()) => false,
+            // A store of others that is down now: it is told when it is back.
+            Err(trouble) if trouble.is("ST2105") => {
+                tracing::warn!(%trouble, "the cluster's first state is not stored yet; the keeper goes on trying");
+                true
+            }
+            Err(trouble) => return Err(trouble),
+        };
         let store = Store::follow(consensus, &stop);
         service.follow(store.clone(), mesh.clone());
         let api_token = enrol::random::<24>()?.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -103,7 +114,30 @@ impl Keeper {
             _lock: lock,
         });
         keeper.spawn_tasks();
+        if unfinished {
+            let later = keeper.clone();
+            keeper.tasks.spawn(async move { later.finish_bootstrap().await });
+        }
         Ok(keeper)
+    }
+
+    /// Stores the cluster's first state as soon as the store answers.
+    async fn finish_bootstrap(self: Arc<Self>) {
+        let embedded = OnceLock::new();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(BOOTSTRAP_PAUSE) => {}
+            }
+            match bootstrap(&self.config, self.store.consensus().as_ref(), &embedded).await {
+                Ok(()) => return tracing::info!("the cluster's first state is stored"),
+                Err(trouble) => {
+                    if self.local.set_error(Some((trouble.code.to_string(), trouble.to_string()))) {
+                        tracing::warn!(%trouble, hint = trouble.hint, "the cluster's first state is not stored yet");
+                    }
+                }
+            }
+        }
     }
 
     fn spawn_tasks(self: &Arc<Self>) {
@@ -393,7 +427,7 @@ async fn open_consensus(
     transport: Arc<MeshTransport>,
     service: &Service,
 ) -> Result<Arc<dyn Consensus>, Trouble> {
-    match &identity.consensus {
+    match &identity.consensus.with_ways_of(&config.consensus)? {
         ConsensusChoice::Embedded => {
             let directory = config.state_dir.join("consensus");
             let embedded =
@@ -403,13 +437,12 @@ async fn open_consensus(
             Ok(embedded)
         }
         ConsensusChoice::Etcd { endpoints, prefix, user, password, ca } => {
-            let etcd = Etcd::connect(EtcdConfig {
-                endpoints: endpoints.clone(),
-                prefix: prefix.clone(),
+            // Not `connect`: a database goes on while etcd is down, and so must its keeper.
+            let etcd = Etcd::open(EtcdConfig {
                 user: user.clone(),
                 password: password.clone(),
                 ca: ca.clone(),
-                ..EtcdConfig::new(endpoints.clone(), prefix.clone())
+                ..EtcdConfig::new(endpoints.clone(), format!("{}/", prefix.trim_end_matches('/')))
             })
             .await?;
             Ok(etcd)

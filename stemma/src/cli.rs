@@ -570,6 +570,22 @@ pub struct SandboxStartArgs {
     /// Name of the cluster
     #[arg(long, default_value = "sandbox")]
     pub name: ClusterName,
+    /// Where the cluster's state is kept
+    #[arg(long, value_enum, default_value_t)]
+    pub consensus: ConsensusArg,
+    /// With --consensus etcd: client addresses of an etcd that runs
+    #[arg(long, value_name = "URL", value_delimiter = ',', required_if_eq("consensus", "etcd"))]
+    pub etcd_endpoints: Vec<String>,
+}
+
+/// `--consensus`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ConsensusArg {
+    /// In the keepers themselves
+    #[default]
+    Embedded,
+    /// In an etcd that runs already
+    Etcd,
 }
 
 fn parse_cascade(text: &str) -> Result<(NodeName, NodeName), String> {

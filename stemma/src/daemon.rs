@@ -26,6 +26,9 @@ const STUCK_AFTER: Millis = Millis(60_000);
 /// How long the API may take to hear of the cluster's state before it answers that it does not know.
 const FIRST_STATUS_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long the database may take to stop where it is stopped with its keeper.
+const SERVER_STOP_DEADLINE: Duration = Duration::from_secs(60);
+
 /// The API's view of a keeper.
 struct KeeperBackend {
     keeper: Arc<Keeper>,
@@ -265,15 +268,16 @@ fn start_log() {
     let _ = log.try_init();
 }
 
-/// Runs the keeper of this node until it is told to stop.
-pub async fn run(node_file: NodeFile) -> Result<(), Trouble> {
+/// Runs the keeper of the node that the file at `path` describes until it is told to stop.
+pub async fn run(path: &std::path::Path) -> Result<(), Trouble> {
     start_log();
     install_tls_provider();
     let mut terminate = on(SignalKind::terminate())?;
     let mut interrupt = on(SignalKind::interrupt())?;
     let mut hangup = on(SignalKind::hangup())?;
-    let api = node_file.api.listen;
-    let keeper = Keeper::start(config(node_file)?).await?;
+    let mut file = node_file::load(path)?;
+    let api = file.api.listen;
+    let keeper = Keeper::start(config(file.clone())?).await?;
     let stopping = keeper.stopping();
     let backend = Arc::new(KeeperBackend { keeper: keeper.clone() });
     let served = match console::serve(api, backend, stopping.clone()).await {
@@ -291,7 +295,7 @@ pub async fn run(node_file: NodeFile) -> Result<(), Trouble> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&keeper),
+            _ = hangup.recv() => reload(&keeper, path, &mut file),
             _ = watchdog.tick() => {
                 if keeper.since_turn() < STUCK_AFTER {
                     notify(&[NotifyState::Watchdog]);
@@ -300,17 +304,44 @@ pub async fn run(node_file: NodeFile) -> Result<(), Trouble> {
         }
     }
     notify(&[NotifyState::Stopping]);
-    tracing::info!("keeper stops; the database server goes on and is adopted by the next keeper");
+    if file.stop_database {
+        tracing::info!("keeper stops, and the database server with it");
+    } else {
+        tracing::info!("keeper stops; the database server goes on and is adopted by the next keeper");
+    }
     keeper.stop().await;
     served.abort();
-    Ok(())
+    if file.stop_database { stop_database(keeper.config()).await } else { Ok(()) }
 }
 
-fn reload(keeper: &Keeper) {
+/// Stops the server in the orderly way: clients are disconnected, and the replicas get the last of the log.
+async fn stop_database(config: &NodeConfig) -> Result<(), Trouble> {
+    let Some(spec) = keeper::server_spec(config, "")? else { return Ok(()) };
+    match postgres::Server::adopt(&spec).await? {
+        Some(server) => server.stop(postgres::StopMode::Fast, SERVER_STOP_DEADLINE).await,
+        None => Ok(()),
+    }
+}
+
+/// Reads certificates and the node file again. What is wrong is said and changes nothing.
+fn reload(keeper: &Keeper, path: &std::path::Path, file: &mut NodeFile) {
     notify(&[NotifyState::Reloading]);
     match keeper.reload() {
         Ok(()) => tracing::info!("certificates read again"),
         Err(trouble) => tracing::error!(%trouble, hint = trouble.hint, "reload failed; what was in force stays"),
+    }
+    match node_file::load(path) {
+        Ok(new) => {
+            file.stop_database = new.stop_database;
+            let waiting = file.differences(&new);
+            if !waiting.is_empty() {
+                tracing::warn!(
+                    keys = waiting.join(", "),
+                    "changed in the node file, and in force only after a restart of the keeper"
+                );
+            }
+        }
+        Err(trouble) => tracing::error!(%trouble, "node file not read again; what was in force stays"),
     }
     notify(&[NotifyState::Ready]);
 }

@@ -98,6 +98,19 @@ impl NodeFile {
     pub fn api_token_file(&self) -> PathBuf {
         self.state_dir.join("api.token")
     }
+    /// The keys that differ in `new` and cannot change while the keeper runs.
+    pub fn differences(&self, new: &NodeFile) -> Vec<&'static str> {
+        let pairs = [
+            ("name", self.name != new.name),
+            ("site", self.site != new.site),
+            ("state_dir", self.state_dir != new.state_dir),
+            ("[keeper]", self.keeper != new.keeper),
+            ("[api]", self.api != new.api),
+            ("[postgresql]", self.postgresql != new.postgresql),
+            ("[consensus]", self.consensus != new.consensus),
+        ];
+        pairs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+    }
     /// URL under which this machine reaches the API.
     pub fn api_url(&self) -> String {
         let mut address = self.api.listen;
@@ -178,7 +191,7 @@ pub const KEYS: &[KeyDoc] = &[
     key(
         "keeper.stop_database",
         "`false`",
-        "Whether the database is stopped with the keeper; else it goes on and the next keeper takes it over.",
+        "Whether the database is stopped with the keeper. Otherwise it goes on and the next keeper adopts it.",
     ),
     key(
         "api.listen",
@@ -200,11 +213,15 @@ pub const KEYS: &[KeyDoc] = &[
     ),
     key("postgresql.bin_dir", "newest installed", "Directory of the programs `postgres` and `initdb`."),
     key("postgresql.run_as", "`\"postgres\"`", "Operating system user of the server where the keeper runs as root."),
-    key("postgresql.socket_dirs", "none", "List of further directories for the server's socket."),
     key(
         "postgresql.tablespace_root",
         "paths of the source",
         "Where a clone puts tablespaces, as `<root>/<oid>`. Needed where several servers share a machine. A tablespace made later is replayed at the path it was made with.",
+    ),
+    key(
+        "postgresql.socket_dirs",
+        "none",
+        "List of further directories for the server's Unix socket, as in `[\"/var/run/postgresql\"]`, where local clients look for it.",
     ),
     key(
         "consensus.kind",
@@ -212,9 +229,13 @@ pub const KEYS: &[KeyDoc] = &[
         "`\"embedded\"`: the keepers vote among themselves. `\"etcd\"`: an etcd v3 that is there already.",
     ),
     key("consensus.endpoints", "none", "For etcd: list of its client addresses."),
-    key("consensus.prefix", "`\"/stemma/<cluster>\"`", "For etcd: keys begin with this."),
+    key(
+        "consensus.prefix",
+        "`\"/stemma/<cluster>\"`",
+        "For etcd: what the cluster's keys begin with. Chosen by `init`; nodes that join learn it.",
+    ),
     key("consensus.user", "none", "For etcd: user, where it asks for one."),
-    key("consensus.password_file", "none", "For etcd: file with the password."),
+    key("consensus.password_file", "none", "For etcd: file with the password in its first line, mode 0600."),
     key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
 ];
 

@@ -42,6 +42,34 @@ fn a_sound_file_is_read_with_its_defaults() {
 }
 
 #[test]
+fn what_a_reload_cannot_change_is_named() {
+    let file = parse(SOUND).expect("sound");
+    let other = SOUND.replace("listen = \"127.0.0.1:8008\"", "listen = \"127.0.0.1:8009\"").replace("5433", "5434");
+    assert_eq!(file.differences(&parse(&other).expect("sound")), ["[api]", "[postgresql]"]);
+    let stopping = SOUND.replace("[keeper]", "[keeper]\nstop_database = true");
+    let stopping = parse(&stopping).expect("sound");
+    assert!(stopping.stop_database && file.differences(&stopping).is_empty());
+}
+
+#[test]
+fn the_way_to_etcd_is_checked() {
+    let etcd = |lines: &str| SOUND.replace("endpoints = [\"http://10.0.0.1:2379\"]", lines);
+    let good = "endpoints = [\"https://a:2379\"]\nprefix = \"/x/y/\"\nuser = \"u\"\npassword_file = \"/p\"";
+    let file = parse(&etcd(good)).expect("sound");
+    assert!(matches!(file.consensus, ConsensusChoice::Etcd { prefix: Some(prefix), .. } if prefix == "/x/y"));
+    for (bad, code) in [
+        ("endpoints = [\"10.0.0.1:2379\"]", "ST1103"),
+        ("endpoints = []", "ST1103"),
+        ("endpoints = [\"http://a\"]\nprefix = \"x\"", "ST1103"),
+        ("endpoints = [\"http://a\"]\nprefix = \"/a b\"", "ST1103"),
+        ("endpoints = [\"http://a\"]\nuser = \"u\"", "ST1105"),
+    ] {
+        let findings = parse(&etcd(bad)).expect_err(bad);
+        assert_eq!(findings.iter().map(|finding| finding.code.to_string()).collect::<Vec<_>>(), [code], "{bad}");
+    }
+}
+
+#[test]
 fn a_file_without_a_database_is_a_witness() {
     let file = parse("name = \"w1\"\nstate_dir = \"/s\"\n[keeper]\nlisten = \"10.0.0.1:7432\"\n").expect("sound");
     assert_eq!((file.postgresql, file.consensus), (None, ConsensusChoice::Embedded));

@@ -5,7 +5,7 @@ use crate::StoreError;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -49,8 +49,8 @@ pub(super) struct Gateway {
     endpoints: Vec<String>,
     /// The endpoint that answered last.
     current: AtomicUsize,
-    /// `/v3`, or its name in older releases.
-    path: String,
+    /// `/v3`, or its name in older releases; known once a member has said which release it is.
+    path: OnceLock<&'static str>,
     login: Option<(String, String)>,
     token: Mutex<Option<String>>,
     timeout: Duration,
@@ -68,8 +68,8 @@ fn path_for(version: &str) -> &'static str {
 }
 
 impl Gateway {
-    /// Finds out which release answers, and logs in if a user is configured.
-    pub(super) async fn connect(config: &EtcdConfig) -> Result<Gateway, StoreError> {
+    /// Checks the configuration; etcd itself need not answer yet.
+    pub(super) async fn open(config: &EtcdConfig) -> Result<Gateway, StoreError> {
         let endpoints: Vec<String> =
             config.endpoints.iter().map(|endpoint| endpoint.trim_end_matches('/').to_owned()).collect();
         let sound = |endpoint: &String| endpoint.starts_with("http://") || endpoint.starts_with("https://");
@@ -81,17 +81,24 @@ impl Gateway {
             (None, None) => None,
             (Some(_), None) | (None, Some(_)) => return Err(unavailable("etcd needs both a user and a password")),
         };
-        let mut gateway = Gateway {
+        Ok(Gateway {
             http: client(config).await?,
             endpoints,
             current: AtomicUsize::new(0),
-            path: String::new(),
+            path: OnceLock::new(),
             login,
             token: Mutex::new(None),
             timeout: config.request_timeout.duration(),
-        };
-        gateway.path = path_for(&gateway.version().await?).to_owned();
-        Ok(gateway)
+        })
+    }
+
+    /// Finds out which release answers, and with it where its gateway is.
+    pub(super) async fn path(&self) -> Result<&'static str, StoreError> {
+        if let Some(path) = self.path.get() {
+            return Ok(path);
+        }
+        let path = path_for(&self.version().await?);
+        Ok(self.path.get_or_init(|| path))
     }
 
     async fn version(&self) -> Result<String, StoreError> {
@@ -117,6 +124,8 @@ impl Gateway {
     /// One call, on the endpoint that answered last or the next that does.
     pub(super) async fn call(&self, method: &str, body: &Value, kind: Kind) -> Result<Value, CallError> {
         let deadline = Instant::now() + self.timeout;
+        // Nothing of the call itself was sent while this fails.
+        self.path().await.map_err(|error| CallError::NotSent(error.to_string()))?;
         let mut failure = CallError::NotSent("no endpoint was tried".into());
         for _ in 0..self.endpoints.len() {
             let index = self.current.load(Ordering::Relaxed) % self.endpoints.len();
@@ -184,7 +193,8 @@ impl Gateway {
     }
 
     fn request(&self, index: usize, method: &str, body: &Value) -> reqwest::RequestBuilder {
-        let url = format!("{}{}{method}", self.endpoints[index], self.path);
+        let path = self.path.get().copied().unwrap_or("/v3");
+        let url = format!("{}{path}{method}", self.endpoints[index]);
         let request = self.http.post(url).json(body);
         match self.held_token() {
             Some(token) => request.header(reqwest::header::AUTHORIZATION, token),

@@ -87,7 +87,15 @@ impl std::fmt::Debug for Etcd {
 impl Etcd {
     /// Reaches etcd and begins to follow the keys under the prefix.
     pub async fn connect(config: EtcdConfig) -> Result<Arc<Etcd>, StoreError> {
-        let gateway = Gateway::connect(&config).await?;
+        let etcd = Etcd::open(config).await?;
+        etcd.shared.gateway.path().await?;
+        Ok(etcd)
+    }
+
+    /// As `connect`, but etcd need not answer yet: it is followed as soon as it does. Fails only when the
+    /// configuration cannot be used.
+    pub async fn open(config: EtcdConfig) -> Result<Arc<Etcd>, StoreError> {
+        let gateway = Gateway::open(&config).await?;
         let known = Known { documents: BTreeMap::new(), revision: 0, answered_at: None, since: Instant::now() };
         let shared = Arc::new(Shared {
             gateway,

@@ -6,7 +6,7 @@ use cluster::desire::Control;
 use cluster::naming;
 use model::limits;
 use model::state::Stage;
-use model::{Role, Timeline, Trouble};
+use model::{ReplicaKind, Role, Timeline, Trouble};
 use postgres::{ControlFile, ControlState, ServerConfig, ServerRole};
 use std::path::PathBuf;
 
@@ -92,7 +92,20 @@ impl Driver {
         ServerRole::Replica {
             primary_conninfo: conninfo.join(" "),
             primary_slot_name: Some(naming::slot_name(me)),
-            apply_delay_ms: if me.kind == model::ReplicaKind::Delayed { me.apply_delay_ms } else { 0 },
+            // A server connects only once it has replayed the log that it has. With the delay in force from the start
+            // a fresh copy would hold at the first commit in it, and not begin to follow before the delay is over.
+            apply_delay_ms: match (me.kind, &me.stage) {
+                (ReplicaKind::Delayed, Stage::Active) => me.apply_delay_ms,
+                (
+                    ReplicaKind::Delayed,
+                    Stage::Joining
+                    | Stage::Reinit { .. }
+                    | Stage::Rejoin { .. }
+                    | Stage::Halted { .. }
+                    | Stage::Leaving,
+                )
+                | (ReplicaKind::Hot | ReplicaKind::Standby, _) => 0,
+            },
         }
     }
 

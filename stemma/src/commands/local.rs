@@ -106,7 +106,7 @@ fn token_from_stdin() -> Result<String, Trouble> {
 
 /// `stemma run`
 pub async fn run(context: &Context) -> Result<u8, Trouble> {
-    daemon::run(load(context)?).await?;
+    daemon::run(&node_file_path(&context.global)).await?;
     Ok(0)
 }
 

@@ -7,7 +7,7 @@ mod proof;
 #[cfg(test)]
 mod server_tests;
 
-use crate::cli::{DemoArgs, SandboxDir, SandboxStartArgs};
+use crate::cli::{ConsensusArg, DemoArgs, SandboxDir, SandboxStartArgs};
 use crate::client::Client;
 use crate::commands::{Context, target};
 use crate::render::look::{Look, Mark, Tone};
@@ -124,6 +124,8 @@ fn sandbox_args(args: &DemoArgs) -> Result<SandboxStartArgs, Trouble> {
         cascade: Vec::new(),
         pg_bin: args.pg_bin.clone(),
         name,
+        consensus: ConsensusArg::Embedded,
+        etcd_endpoints: Vec::new(),
     })
 }
 

@@ -4,7 +4,7 @@
 use super::layout::{Layout, SandboxNode};
 use super::processes::{POLL_INTERVAL, keeper_runs, program, start_keeper};
 use super::{ports, stop_processes};
-use crate::cli::SandboxStartArgs;
+use crate::cli::{ConsensusArg, SandboxStartArgs};
 use crate::client::Client;
 use crate::commands::settings_bridge as settings;
 use crate::commands::{Context, target};
@@ -250,9 +250,10 @@ async fn build(
     layout.save()?;
     let settings_file = layout.directory.join("settings.toml");
     write(&settings_file, &settings::to_toml(settings))?;
+    let consensus = consensus_toml(args);
     for node in &layout.nodes {
         make_home(node, user)?;
-        write(&node.config, &node_toml(node, args, user))?;
+        write(&node.config, &(node_toml(node, args, user) + &consensus))?;
     }
     let first = layout.nodes[0].clone();
     let arguments =
@@ -310,6 +311,23 @@ fn node_toml(node: &SandboxNode, args: &SandboxStartArgs, user: Option<&nix::uni
         }
     }
     text
+}
+
+/// Sandboxes of one name may share an etcd, and one that failed half-way leaves its keys: each gets a prefix of its own.
+fn consensus_toml(args: &SandboxStartArgs) -> String {
+    match args.consensus {
+        ConsensusArg::Embedded => String::new(),
+        ConsensusArg::Etcd => {
+            let endpoints: Vec<String> =
+                args.etcd_endpoints.iter().map(|url| toml::Value::String(url.clone()).to_string()).collect();
+            format!(
+                "\n[consensus]\nkind = \"etcd\"\nendpoints = [{}]\nprefix = \"/stemma/{}-{}\"\n",
+                endpoints.join(", "),
+                args.name,
+                &uuid::Uuid::new_v4().simple().to_string()[..8]
+            )
+        }
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Trouble> {
