@@ -52,6 +52,11 @@ pub enum Lineage {
     Unknown,
     /// It may follow.
     Follows,
+    /// It may follow, but its upstream no longer has the log that it needs next.
+    LogGone {
+        /// The sentence for people.
+        reason: String,
+    },
     /// It holds what the primary's history does not hold.
     Diverged {
         /// The sentence for people.
@@ -78,6 +83,9 @@ pub struct Situation<'a> {
     pub upstream_ready: bool,
     /// Whether the receiver has been away for longer than a reconnect takes although the upstream answers.
     pub starved: bool,
+    /// Whether the primary, looked at after this node, had less than this node has: it was set back to an older state,
+    /// or this node holds what it never had.
+    pub ahead: bool,
 }
 
 /// The next thing to do.
@@ -244,7 +252,8 @@ fn start_replica(situation: &Situation<'_>, member: &Member, control: &Control) 
     }
     match &situation.lineage {
         Lineage::Unknown => Desire::CheckLineage,
-        Lineage::Follows => Desire::Start(Role::Replica),
+        // Without the log it cannot go on, but what it has it may serve.
+        Lineage::Follows | Lineage::LogGone { .. } => Desire::Start(Role::Replica),
         Lineage::Diverged { reason } => Desire::Halt { code: "ST3010", reason: reason.clone() },
     }
 }
@@ -272,7 +281,7 @@ fn as_replica(situation: &Situation<'_>, member: &Member, facts: &ServerFacts) -
         | Stage::Rejoin { .. }
         | Stage::Halted { .. }
         | Stage::Leaving => {
-            if situation.starved && situation.lineage == Lineage::Unknown {
+            if (situation.starved || situation.ahead) && situation.lineage == Lineage::Unknown {
                 Desire::CheckLineage
             } else {
                 Desire::Serve(Role::Replica)

@@ -19,7 +19,9 @@ fn lag(observer: &Node, name: &str) -> anyhow::Result<(f64, u64)> {
 
 /// The value of a metric about a node.
 fn metric(text: &str, name: &str, node: &str) -> Option<f64> {
-    let about = |line: &&str| line.starts_with(name) && line.contains(&format!("\"{node}\""));
+    let about = |line: &&str| {
+        line.starts_with(name) && line.contains(&format!("=\"{node}\"")) && line.contains("stage=\"apply\"")
+    };
     text.lines().find(about)?.rsplit(' ').next()?.parse().ok()
 }
 
@@ -37,7 +39,7 @@ fn same_in_every_view(cluster: &Sandbox, observer: &str, name: &str) {
     let words = node_of(&shown, name).expect("shown")["lag"].clone();
     let seconds = [
         ("/admin/replication/status", row["lag_seconds"].as_f64()),
-        ("/metrics", metric(&metrics, "stemma_replica_lag_seconds", name)),
+        ("/metrics", metric(&metrics, "stemma_replication_lag_seconds", name)),
         // Another observer may be asked, whose look is at most a sample apart.
         ("stemma status", words["seconds"].as_f64()),
     ];
@@ -47,7 +49,7 @@ fn same_in_every_view(cluster: &Sandbox, observer: &str, name: &str) {
     }
     assert_eq!(row["lag_bytes"].as_u64(), Some(bytes));
     assert_eq!(words["apply_bytes"].as_u64(), Some(bytes));
-    assert_eq!(metric(&metrics, "stemma_replica_lag_bytes", name), Some(bytes as f64));
+    assert_eq!(metric(&metrics, "stemma_replication_lag_bytes", name), Some(bytes as f64));
 }
 
 fn nothing_diverged(status: &Value) {
@@ -74,7 +76,8 @@ fn lag_is_told_right_where_others_lie() {
         for name in ["n2", "n3"] {
             for observer in [n1, n2] {
                 let (seconds, bytes) = lag(observer, name).expect("known");
-                assert!(seconds < 1.0 && bytes == 0, "idle {:?}: {name} {seconds} s, {bytes} B", began.elapsed());
+                // Servers note their running transactions now and then.
+                assert!(seconds < 1.0 && bytes < 10_000, "idle {:?}: {name} {seconds} s, {bytes} B", began.elapsed());
             }
         }
         std::thread::sleep(Duration::from_millis(250));
@@ -241,8 +244,11 @@ fn health_checks_answer_by_role_and_state() {
     node("n2").value("ALTER SYSTEM SET shared_preload_libraries = 'there_is_no_such_library'").expect("broken");
     cluster.act(&["crash", "n2", "--what", "postgres"]);
     says_yes_to(node("n2"), &[]);
-    let reason = node("n2").get("/replica").expect("an answer").json()["reason"].to_string();
-    assert!(reason.contains("there_is_no_such_library"), "{reason}");
+    wait_for("the reason is told", PATIENCE, || {
+        let reason = node("n2").get("/replica")?.json()["reason"].to_string();
+        ensure!(reason.contains("could not access file") && !reason.contains('\n'), "{reason}");
+        Ok(())
+    });
     std::fs::write(node("n2").data_dir.join("postgresql.auto.conf"), "").expect("mended");
     says_yes_to(node("n2"), &[hot.as_slice(), &["/quorum", "/read-only-quorum"]].concat());
 
@@ -460,4 +466,87 @@ fn servers_live_on_without_keepers_and_are_adopted_again() {
     let now: Vec<i32> = cluster.nodes().map(|node| node.postmaster().expect("a server")).collect();
     assert_eq!(now, servers, "no server was restarted");
     assert!(servers.into_iter().all(alive));
+}
+
+/// Physical slots of the cluster on a node, by name: where each begins.
+fn slots(node: &Node) -> anyhow::Result<std::collections::BTreeMap<String, u64>> {
+    let rows = node.sql()?.rows(
+        "SELECT slot_name, restart_lsn FROM pg_replication_slots
+         WHERE slot_type = 'physical' AND starts_with(slot_name, 'stemma') AND NOT temporary",
+    )?;
+    let text = |row: &Vec<Option<String>>, at: usize| row[at].clone().unwrap_or_else(|| "0/0".to_owned());
+    Ok(rows.iter().map(|row| (text(row, 0), position(&text(row, 1)))).collect())
+}
+
+#[test]
+fn slots_move_with_the_cluster_and_end_when_their_member_stays_away() {
+    let settings = [
+        "slot_retention_size=64MB",
+        "postgresql.parameters.wal_keep_size=0",
+        "postgresql.parameters.max_wal_size=64MB",
+        "postgresql.parameters.min_wal_size=32MB",
+    ];
+    let mut options = vec!["--nodes", "3"];
+    options.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let cluster = Sandbox::start(&options);
+    cluster.wait_healthy("n1");
+    let n1 = cluster.node("n1");
+    n1.value("CREATE TABLE t (pad text)").expect("a table");
+    let write = |megabytes: u32| {
+        let rows = format!("INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, {megabytes} * 1000)");
+        n1.value(&rows).expect("a write")
+    };
+    // Every data node keeps log for every other one.
+    let before = wait_for("two slots on every node", PATIENCE, || {
+        let all = cluster.nodes().map(slots).collect::<anyhow::Result<Vec<_>>>()?;
+        ensure!(all.iter().all(|slots| slots.len() == 2 && slots.values().all(|at| *at > 0)), "{all:?}");
+        Ok(all)
+    });
+    write(8);
+    wait_for("they move on all nodes", PATIENCE, || {
+        let all = cluster.nodes().map(slots).collect::<anyhow::Result<Vec<_>>>()?;
+        for (now, then) in all.iter().zip(&before) {
+            ensure!(now.iter().all(|(name, at)| *at > then[name] + (4 << 20)), "{then:?} then, {now:?} now");
+        }
+        Ok(())
+    });
+
+    // A member that stays away does not fill the disks of the others.
+    cluster.act(&["crash", "n3", "--what", "host"]);
+    for _ in 0..5 {
+        write(30);
+        n1.value("CHECKPOINT").expect("a checkpoint");
+    }
+    for name in ["n1", "n2"] {
+        wait_for(&format!("{name} lets go of what n3 does not fetch"), PATIENCE, || {
+            let slots = slots(cluster.node(name))?;
+            ensure!(slots.keys().all(|slot| !slot.contains("n3")) && slots.len() == 1, "{slots:?}");
+            Ok(())
+        });
+    }
+    wait_for("the drop is in the history", PATIENCE, || {
+        let said = cluster.stemma(&["history"]);
+        ensure!(said.out.contains("dropped") && said.out.contains("slot_retention_size"), "{said:?}");
+        Ok(())
+    });
+    write(30);
+    for name in ["n1", "n2", "n1", "n2"] {
+        cluster.node(name).value("CHECKPOINT").expect("a checkpoint");
+    }
+    // When it comes back its log is gone: that is said, with the way out.
+    cluster.act(&["restart", "n3"]);
+    let problem = cluster.wait("the missing log is shown", "n1", |status| problem_of(status, "ST3014", "n3"));
+    assert!(problem["next"].as_str().is_some_and(|text| text.contains("stemma node reinit n3")), "{problem:#}");
+    assert!(problem["cause"].as_str().is_some_and(|text| text.contains("removed")), "{problem:#}");
+    assert_eq!(cluster.node("n3").health("/replica?lag=10s").expect("an answer"), 503);
+    std::thread::sleep(Duration::from_secs(12));
+    let status = n1.status().expect("an answer");
+    assert!(problem_of(&status, "ST3014", "n3").is_some(), "it is shown for as long as it lasts: {status:#}");
+    let said = cluster.stemma(&["node", "reinit", "n3", "--yes"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    cluster.wait_healthy("n1");
+    wait_for("its slots are back", PATIENCE, || {
+        ensure!(slots(n1)?.len() == 2 && slots(cluster.node("n2"))?.len() == 2);
+        Ok(())
+    });
 }

@@ -42,6 +42,8 @@ const START_PAUSE_MAX: Millis = Millis(30_000);
 const STEADY_AFTER: Millis = Millis(60_000);
 /// A receiver that is away for longer than this, with an upstream that answers, is starved.
 const STARVED_AFTER: Millis = Millis(3_000);
+/// How often a replica that looks ahead of its primary asks whether it is.
+const AHEAD_AGAIN_AFTER: Millis = Millis(1_000);
 /// How often a starved replica asks again whether it may follow.
 const LINEAGE_AGAIN_AFTER: Millis = Millis(10_000);
 
@@ -72,6 +74,8 @@ pub struct Driver {
     lineage_note: Option<tokio::task::JoinHandle<()>>,
     server: Option<Server>,
     started_at: Moment,
+    /// Where the running server's part of its log begins.
+    log_began_at: u64,
     failures: u32,
     start_not_before: Moment,
     control: Option<Control>,
@@ -120,6 +124,7 @@ impl Driver {
             lineage_note: None,
             server,
             started_at: now,
+            log_began_at: postgres::server_log_size(&parts.spec),
             failures: 0,
             start_not_before: now,
             control: None,
@@ -210,6 +215,7 @@ impl Driver {
             lineage: self.lineage.clone(),
             upstream_ready,
             starved: turn.now.since(self.receiver_seen_at) > STARVED_AFTER && self.primary_answers(&turn),
+            ahead: facts.is_some_and(|facts| self.ahead_of_primary(&turn, facts)),
         });
         self.fulfil(wanted, &turn, facts, stop).await
     }
@@ -294,8 +300,8 @@ impl Driver {
         let pause = START_PAUSE_MIN.0.saturating_mul(1 << self.failures.saturating_sub(2).min(10));
         let pause = if self.failures <= 1 { 0 } else { pause.min(START_PAUSE_MAX.0) };
         self.start_not_before = turn.now.plus(Millis(pause));
-        let reason = postgres::server_log_tail(&self.parts.spec, 600);
-        tracing::warn!(killed, failures = self.failures, pause_ms = pause, log = reason, "database server went away");
+        let reason = postgres::last_words(&self.parts.spec, self.log_began_at);
+        tracing::warn!(killed, failures = self.failures, pause_ms = pause, reason, "database server went away");
         self.parts.local.set_phase(Phase::Failed { reason });
         Ok(())
     }
@@ -310,15 +316,22 @@ impl Driver {
     fn note(&mut self, facts: &ServerFacts, now: Moment) {
         if !facts.in_recovery || facts.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming") {
             self.receiver_seen_at = now;
-            if self.lineage == Lineage::Follows {
+            if self.may_follow() {
                 self.lineage = Lineage::Unknown;
             }
         }
         if let Some(asked) = self.lineage_asked_at
-            && self.lineage == Lineage::Follows
+            && self.may_follow()
             && now.since(asked) > LINEAGE_AGAIN_AFTER
         {
             self.lineage = Lineage::Unknown;
+        }
+    }
+
+    fn may_follow(&self) -> bool {
+        match self.lineage {
+            Lineage::Follows | Lineage::LogGone { .. } => true,
+            Lineage::Unknown | Lineage::Diverged { .. } => false,
         }
     }
 
@@ -371,6 +384,7 @@ impl Driver {
         self.active = None;
         self.started_at = turn.now;
         self.receiver_seen_at = turn.now;
+        self.log_began_at = postgres::server_log_size(&self.parts.spec);
         match Server::start(&self.parts.spec).await {
             Ok(server) => {
                 failpoint::pass("server.started");

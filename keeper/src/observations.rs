@@ -89,7 +89,9 @@ impl Observations {
     pub fn own_sample(&self, sample: NodeSample) {
         let sample = Arc::new(sample);
         let now = clock::now();
-        self.lock().insert(self.me, Heard { at: now, sample: Some((sample.clone(), now)) });
+        // As of when the look began, like samples of others: a server that answers late told of the past.
+        let taken_at = now.minus(model::Millis(sample.age_ms));
+        self.lock().insert(self.me, Heard { at: now, sample: Some((sample.clone(), taken_at)) });
         self.own.send_replace(Some(sample));
         self.news.notify_one();
     }

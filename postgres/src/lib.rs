@@ -34,7 +34,8 @@ pub use initdb::initdb;
 pub use install::{Installation, find_installation};
 pub use os_user::{OsUser, server_user};
 pub use process::{
-    Server, StopMode, kill_everything, receiver_processes, server_log_tail, server_processes, terminate_receiver,
+    Server, StopMode, kill_everything, last_words, receiver_processes, server_log_size, server_log_tail,
+    server_processes, terminate_receiver,
 };
 pub use running::{ActiveFiles, whereabouts, write_active};
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};

@@ -445,3 +445,60 @@ pub fn server_log_tail(spec: &ServerSpec, bytes: u64) -> String {
         Some(_) | None => text.trim_end().to_owned(),
     }
 }
+
+/// How long the server's log is now; what a server says later begins there.
+pub fn server_log_size(spec: &ServerSpec) -> u64 {
+    fs::metadata(&spec.log_file).map_or(0, |metadata| metadata.len())
+}
+
+/// Why a server that is gone went, as far as it could still say so in its log after `since`: one line.
+pub fn last_words(spec: &ServerSpec, since: u64) -> String {
+    const LOOK_BACK: u64 = 64 << 10;
+    // One byte more: the end of the line before, so that the first line of the part counts as whole.
+    let part = server_log_size(spec).saturating_sub(since).saturating_add(1);
+    let log = server_log_tail(spec, part.min(LOOK_BACK));
+    last_words_in(&log).unwrap_or_else(|| "its processes ended without a word: they were killed".to_owned())
+}
+
+fn last_words_in(log: &str) -> Option<String> {
+    let says = |line: &&str, what: &str| line.contains(what);
+    // Sessions that lose their postmaster complain too; they are not the cause.
+    let is_cause = |line: &&str| {
+        let fatal = ["FATAL:  ", "PANIC:  "].iter().any(|level| says(line, level));
+        fatal && !says(line, "terminating connection") || says(line, "was terminated by signal")
+    };
+    let lines: Vec<&str> = log.lines().collect();
+    let at = lines.iter().rposition(|line| is_cause(line))?;
+    let text = |line: &str| {
+        ["FATAL:  ", "PANIC:  ", "LOG:  "].iter().find_map(|level| Some(line.split_once(level)?.1.to_owned()))
+    };
+    let mut words = text(lines[at])?;
+    for line in lines[at + 1..].iter().take(2) {
+        if let Some((_, more)) = line.split_once("DETAIL:  ").or_else(|| line.split_once("HINT:  ")) {
+            words = format!("{words}; {more}");
+        }
+    }
+    Some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_words_in;
+
+    #[test]
+    fn the_last_cause_is_told_and_complaints_of_sessions_are_not() {
+        let log = "t [1] LOG:  starting PostgreSQL\n\
+            t [1] FATAL:  could not create any TCP/IP sockets\n\
+            t [1] HINT:  Is another postmaster running?\n\
+            t [2] FATAL:  terminating connection due to unexpected postmaster exit\n\
+            t [1] LOG:  database system is shut down";
+        let told = "could not create any TCP/IP sockets; Is another postmaster running?";
+        assert_eq!(last_words_in(log).as_deref(), Some(told));
+        let killed = "t [1] LOG:  startup process (PID 7) was terminated by signal 9: Killed";
+        assert_eq!(
+            last_words_in(killed).as_deref(),
+            Some("startup process (PID 7) was terminated by signal 9: Killed")
+        );
+        assert_eq!(last_words_in("t [1] LOG:  redo starts at 0/20000D8"), None);
+    }
+}

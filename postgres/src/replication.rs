@@ -180,6 +180,34 @@ impl ReplicationClient {
         }
     }
 
+    /// Asks for the log of `timeline` from `start` on, which must be before the server's position, only to learn
+    /// whether it is there; ends the connection. Gives the server's refusal when the log was removed.
+    pub async fn log_gone(mut self, start: Lsn, timeline: Timeline) -> Result<Option<String>, Trouble> {
+        let answer = match self.start_physical(None, start, timeline).await {
+            Ok(()) => self.first_log().await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(()) => {
+                self.close().await;
+                Ok(None)
+            }
+            // undefined_file: a segment that was removed.
+            Err(WireError::Server(error)) if error.sqlstate == "58P01" => Ok(Some(error.message.clone())),
+            Err(error) => Err(self.trouble("START_REPLICATION", error)),
+        }
+    }
+
+    /// Waits for the first piece of log; messages that only keep the connection alive prove nothing.
+    async fn first_log(&mut self) -> Result<(), WireError> {
+        loop {
+            let frame = self.connection.next().await?;
+            if frame.tag != b'd' || frame.body.first() == Some(&b'w') {
+                return Ok(());
+            }
+        }
+    }
+
     /// Leaves in good manners, so that slots are free when this returns.
     pub async fn close(self) {
         self.connection.close(CLOSE_PATIENCE).await;

@@ -33,12 +33,23 @@ fn source(name: &str, text: &str, problems: &mut Vec<String>) {
     if !text.trim_start().starts_with("//!") {
         problems.push(format!("{name} does not say at its head what it is"));
     }
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| holds_guard(line)) {
+        problems.push(format!("{name}:{}: the guard of a watch lives through the body: {}", number + 1, line.trim()));
+    }
     // Spelled in two halves so that this file passes its own check.
     for mark in [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("todo", "!("), concat!("#[ig", "nore")] {
         for (number, line) in text.lines().enumerate().filter(|(_, line)| line.contains(mark)) {
             problems.push(format!("{name}:{}: unfinished: {}", number + 1, line.trim()));
         }
     }
+}
+
+/// Whether a line borrows from a watch channel in the head of a body. What the head made lives until the body's end, and
+/// a body that reads the same channel again waits for a writer that waits for the first guard: all of it stands still.
+fn holds_guard(line: &str) -> bool {
+    let head = ["if let ", "while let ", "match ", "for "].iter().any(|word| line.trim_start().starts_with(word));
+    let borrows = line.contains(".borrow()") || line.contains(".borrow_and_update()");
+    head && borrows && line.trim_end().ends_with('{')
 }
 
 fn links(name: &str, path: &Path, text: &str, problems: &mut Vec<String>) {
@@ -54,6 +65,14 @@ fn links(name: &str, path: &Path, text: &str, problems: &mut Vec<String>) {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_guard_in_the_head_of_a_body_is_found() {
+        assert!(super::holds_guard("    if let Some(state) = states.borrow_and_update().clone() {"));
+        assert!(super::holds_guard("match channel.borrow().as_ref() {"));
+        assert!(!super::holds_guard("let state = states.borrow_and_update().clone();"));
+        assert!(!super::holds_guard("if let Some(state) = state {"));
+    }
+
     #[test]
     fn the_house_is_tidy() {
         let problems = super::check().expect("the files can be read");

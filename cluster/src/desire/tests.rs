@@ -32,6 +32,7 @@ impl Story {
             lineage: Lineage::Unknown,
             upstream_ready: true,
             starved: false,
+            ahead: false,
         }
     }
 }
@@ -165,4 +166,18 @@ fn a_starved_replica_asks_whether_it_may_follow_at_all() {
     assert_eq!(desire(&look), Desire::Serve(Role::Replica));
     look.lineage = Lineage::Diverged { reason: "fork".into() };
     assert_eq!(desire(&look), Desire::Halt { code: "ST3010", reason: "fork".into() });
+}
+
+#[test]
+fn a_replica_ahead_of_its_primary_asks_and_one_without_log_serves_what_it_has() {
+    let story = Story::new();
+    let following = facts(&story.state, 2);
+    let mut look = story.look(2, present(), Process::Running(&following));
+    look.ahead = true;
+    assert_eq!(desire(&look), Desire::CheckLineage);
+    (look.starved, look.lineage) = (true, Lineage::LogGone { reason: "removed".into() });
+    assert_eq!(desire(&look), Desire::Serve(Role::Replica));
+    look.process = Process::Stopped;
+    look.data = Data::Present(control(true));
+    assert_eq!(desire(&look), Desire::Start(Role::Replica));
 }

@@ -314,6 +314,9 @@ fn replica(scene: &Scene<'_>, replication: &Replication, standing: &PrimaryStand
     if let Some(since) = replication.frozen.get(&member.id).filter(|_| !late_on_purpose(scene, replication, member)) {
         return Some(frozen(scene, member, *since));
     }
+    if let Some(gone) = log_gone(scene, member).filter(|_| !link.up) {
+        return Some(gone.since(link.alive_at));
+    }
     if !link.up {
         // With the primary down its replicas have nothing to connect to.
         if upstream.id == scene.state.rule.primary && !standing.is_up() {
@@ -347,6 +350,18 @@ fn replica(scene: &Scene<'_>, replication: &Replication, standing: &PrimaryStand
         format!("nothing if a large change is being applied; else look at disk and queries on {}", Scene::host(member)),
     ];
     Some(Found::new("ST3015", Severity::Warning, Some(member.id), texts))
+}
+
+/// Its keeper found that the upstream has removed the log it needs: it will not get on by itself.
+fn log_gone(scene: &Scene<'_>, member: &Member) -> Option<Found> {
+    let (_, reason) = scene.current(member.id)?.sample.last_error.as_ref().filter(|(code, _)| code == "ST3014")?;
+    let name = &member.name;
+    let texts = [
+        format!("{name} cannot go on: log that it needs is gone"),
+        reason.clone(),
+        format!("stemma node reinit {name}; to keep log longer: stemma config explain slot_retention"),
+    ];
+    Some(Found::new("ST3014", Severity::Warning, Some(member.id), texts))
 }
 
 /// A delayed replica within its delay does what it should.

@@ -334,6 +334,20 @@ fn a_diverged_node_is_shown_under_its_own_code() {
 }
 
 #[test]
+fn a_replica_whose_log_is_gone_is_told_apart_from_a_link_that_is_down() {
+    let mut world = World::new(3);
+    world.facts(2).receiver = None;
+    assert_eq!(world.look().problems[0].code, "ST3013");
+    world.sample(2).last_error = Some(("ST3014".into(), "n1 no longer has the log from 0/5000000 on".into()));
+    let status = world.look();
+    let problem = &status.problems[0];
+    assert_eq!((problem.code.as_str(), problem.cause.contains("0/5000000")), ("ST3014", true));
+    assert!(problem.next.starts_with("stemma node reinit n2"), "{problem:?}");
+    world.sample(2).last_error = Some(("ST3021".into(), "something else".into()));
+    assert_eq!(world.look().problems[0].code, "ST3013");
+}
+
+#[test]
 fn a_second_primary_is_the_worst_problem() {
     let mut world = World::new(3);
     let facts = world.facts(3);

@@ -17,6 +17,7 @@ async fn parts_of_nodes_die_and_the_cluster_comes_back_by_itself() {
     a_dead_host_is_noticed_and_comes_back(&cluster, "n2").await;
     what_was_frozen_goes_on(&cluster, "keeper").await;
     what_was_frozen_goes_on(&cluster, "host").await;
+    a_frozen_primary_goes_on(&cluster, &writers).await;
     let ledger = writers.stop().await;
     cluster.prove(&ledger, &NODES).await;
 }
@@ -42,9 +43,27 @@ async fn replicas_are_rebuilt_by_order_or_when_their_data_is_gone() {
     std::fs::remove_dir_all(&cluster.node("n3").data_dir).expect("removable");
     cluster.restart("n3").await;
     wait_rebuilt(&cluster, "n3", &mark).await;
+    data_vanishes_beneath_a_running_server(&cluster, "n2").await;
     let ledger = writers.stop().await;
     cluster.prove(&ledger, &NODES).await;
     assert_eq!(ledger.unanswered(), 0);
+}
+
+async fn data_vanishes_beneath_a_running_server(cluster: &Cluster, name: &str) {
+    let data = &cluster.node(name).data_dir;
+    let server = cluster.server_pid(name);
+    // Moved first: a server that still runs makes new files as fast as they are removed.
+    let aside = data.with_file_name("vanished");
+    std::fs::rename(data, &aside).expect("a directory of our own");
+    // It would notice by itself within a minute.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server), nix::sys::signal::Signal::SIGQUIT).expect("it runs");
+    wait_for(&format!("{name} has data again"), || async {
+        let path = data.join("postmaster.pid");
+        if path.exists() { Ok(()) } else { Err(format!("no {}", path.display())) }
+    })
+    .await;
+    wait_follows(cluster, name).await;
+    assert_ne!(cluster.server_pid(name), server);
 }
 
 async fn wait_rebuilt(cluster: &Cluster, name: &str, mark: &Path) {
@@ -52,6 +71,10 @@ async fn wait_rebuilt(cluster: &Cluster, name: &str, mark: &Path) {
         if mark.exists() { Err(format!("{} is there", mark.display())) } else { Ok(()) }
     })
     .await;
+    wait_follows(cluster, name).await;
+}
+
+async fn wait_follows(cluster: &Cluster, name: &str) {
     cluster.wait_node(name, "streams again", |node| node.stage == "active" && streams(node)).await;
     cluster.wait_healthy().await;
 }
@@ -96,6 +119,22 @@ async fn a_dead_host_is_noticed_and_comes_back(cluster: &Cluster, name: &str) {
     assert!(cluster.server_processes(name).is_empty());
     cluster.restart(name).await;
     cluster.wait_healthy().await;
+}
+
+/// The server of the primary stands still for longer than a keeper waits for it, and must not be restarted for that.
+async fn a_frozen_primary_goes_on(cluster: &Cluster, writers: &Writers) {
+    let server = cluster.server_pid("n1");
+    cluster.sandbox(&["freeze", "n1", "--what", "postgres"]).await;
+    cluster.wait_status("the primary does not answer", |view| !view.primary_up).await;
+    let before = writers.ledger.count();
+    cluster.sandbox(&["thaw", "n1", "--what", "postgres"]).await;
+    cluster.wait_healthy().await;
+    wait_for("writers go on", || async {
+        let count = writers.ledger.count();
+        if count >= before + 20 { Ok(()) } else { Err(format!("{count} after {before}")) }
+    })
+    .await;
+    assert_eq!(cluster.server_pid("n1"), server, "a server that was only slow was restarted");
 }
 
 async fn what_was_frozen_goes_on(cluster: &Cluster, what: &str) {

@@ -63,7 +63,7 @@ async fn versions_and_files(cluster: &Cluster) {
     assert_eq!(told.len(), 4);
     cluster.refused(&["config", "rollback", "99"], "ST2108", 2).await;
     cluster.refused(&["config", "set", "comit_mode=sync"], "ST1102", 2).await;
-    cluster.refused(&["config", "set", "postgresql.parameters.port=1"], "ST1104", 2).await;
+    cluster.refused(&["config", "set", "postgresql.parameters.port=1"], "ST1103", 2).await;
 }
 
 /// Both read version 4; the first to write wins, the second is told.

@@ -18,6 +18,7 @@ async fn a_cascade_and_a_witness_survive_the_loss_of_everything_at_once() {
     let writers = Writers::start(&cluster.node("n1").uri).await;
     wait_for_rows(&writers, 200).await;
     everything_dies(&cluster).await;
+    cluster.refused(&["status", "--check"], "ST2114", 7).await;
     let directory = cluster.directory.display().to_string();
     e2e::run(&["sandbox", "start", "--dir", &directory]).await.exits(0);
     cluster.wait_status("as it was", is_as_built).await;

@@ -1,10 +1,10 @@
 //! Copying the database from a member, and asking the primary whether this node's data may follow it.
 
 use super::configure::REPLICATION_ROLE;
-use super::{Driver, Turn, running_facts};
+use super::{AHEAD_AGAIN_AFTER, Driver, Turn, running_facts};
 use crate::local::Phase;
 use cluster::desire::{Control, Lineage};
-use cluster::lineage::{self, Former, Local, Switch, Upstream};
+use cluster::lineage::{self, Follows, Former, Local, Switch, Upstream};
 use cluster::naming;
 use model::limits::SAMPLE_STALE_AFTER;
 use model::observe::{CloneProgress, ServerFacts};
@@ -219,10 +219,61 @@ impl Driver {
             )
         })??;
         self.lineage = match verdict {
-            Ok(_) => Lineage::Follows,
+            Ok(follows) => self.log_at_upstream(turn, &local, &follows, facts).await?,
             Err(unfit) => Lineage::Diverged { reason: unfit.to_string() },
         };
         Ok(true)
+    }
+
+    /// A running replica that may follow and does not is either on its way, or its upstream has removed the log that
+    /// it needs: then it never gets on, and its server only says so in its own log.
+    async fn log_at_upstream(
+        &self,
+        turn: &Turn,
+        local: &Local,
+        follows: &Follows,
+        facts: Option<&ServerFacts>,
+    ) -> Result<Lineage, Trouble> {
+        let streams = |facts: &ServerFacts| facts.receiver.as_ref().is_some_and(|from| from.status == "streaming");
+        let behind = match follows {
+            Follows::Equal => false,
+            Follows::Behind { .. } | Follows::FromOlderTimeline { .. } => true,
+        };
+        let upstream = turn.state.value.upstream_of(self.parts.me);
+        let (Some(upstream), true, false) = (upstream, behind, facts.is_none_or(streams)) else {
+            return Ok(Lineage::Follows);
+        };
+        let endpoint = self.endpoint(turn, upstream, "lineage");
+        let asked =
+            async { ReplicationClient::connect(&endpoint).await?.log_gone(local.position, local.timeline).await };
+        Ok(match tokio::time::timeout(HISTORY_TIMEOUT, asked).await {
+            Ok(Ok(Some(refusal))) => Lineage::LogGone {
+                reason: format!("{} no longer has the log from {} on: {refusal}", upstream.name, local.position),
+            },
+            // No answer is no proof; it is asked again.
+            Ok(Ok(None)) | Err(_) => Lineage::Follows,
+            Ok(Err(trouble)) => {
+                tracing::debug!(%trouble, "the upstream was not asked for its log");
+                Lineage::Follows
+            }
+        })
+    }
+
+    /// Whether the primary, looked at after this node, had less than this node has. Only a reason to ask: the looks
+    /// are placed in time by their arrival.
+    pub(super) fn ahead_of_primary(&self, turn: &Turn, facts: &ServerFacts) -> bool {
+        let again = |asked| turn.now.since(asked) > AHEAD_AGAIN_AFTER;
+        let primary = turn.state.value.rule.primary;
+        let observations = &self.parts.observations;
+        let (Some(own), Some(theirs)) = (observations.of(self.parts.me), observations.of(primary)) else {
+            return false;
+        };
+        let Some(primary) = running_facts(&theirs.sample).filter(|primary| !primary.in_recovery) else { return false };
+        facts.in_recovery
+            && facts.timeline == primary.timeline
+            && theirs.taken_at > own.taken_at
+            && facts.received.max(facts.replayed) > primary.written
+            && self.lineage_asked_at.is_none_or(again)
     }
 }
 

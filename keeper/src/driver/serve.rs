@@ -2,6 +2,7 @@
 
 use super::{Driver, Turn, running_facts};
 use crate::clock;
+use cluster::desire::Lineage;
 use cluster::history::{self, STEMMA};
 use cluster::slots::SlotStep;
 use cluster::sync::{self, SyncStep, SyncView, VoterFacts};
@@ -53,7 +54,10 @@ impl Driver {
         }
         self.parts.local.set_versions(turn.state.version, turn.state.value.settings_version);
         self.parts.local.set_doing(None);
-        self.parts.local.set_error(None);
+        self.parts.local.set_error(match &self.lineage {
+            Lineage::LogGone { reason } => Some(("ST3014".to_owned(), reason.clone())),
+            Lineage::Unknown | Lineage::Follows | Lineage::Diverged { .. } => None,
+        });
         Ok(false)
     }
 

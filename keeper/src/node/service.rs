@@ -44,10 +44,13 @@ impl Service {
         assert!(self.store.set(store).is_ok(), "the store is followed once");
         tokio::spawn(async move {
             loop {
-                if let Some(state) = states.borrow_and_update().clone() {
+                // In a statement of its own: the guard would live as long as the body, in which `admits` reads the
+                // same channel, and with a writer waiting in between every thread of the runtime comes to stand.
+                let state = states.borrow_and_update().clone();
+                if let Some(state) = state {
                     let peers = state.value.members.values().filter(|member| member.id != me);
+                    // Also asks `admits` anew for every connection.
                     mesh.set_peers(peers.map(|member| (member.id, member.peer_address.clone())).collect());
-                    mesh.recheck();
                 }
                 if states.changed().await.is_err() {
                     return;

@@ -10,20 +10,23 @@ mod server_tests;
 use crate::cli::{DemoArgs, SandboxDir, SandboxStartArgs};
 use crate::client::Client;
 use crate::commands::{Context, target};
-use crate::render::look::{Look, Mark};
+use crate::render::look::{Look, Mark, Tone};
 use crate::render::{out, status, units};
 use crate::sandbox::layout::Layout;
+use crate::sandbox::processes::signal_server;
 use crate::sandbox::{self, build};
-use keys::Keys;
+use keys::{Key, Keys};
 use load::{Ledger, Load};
 use model::Trouble;
 use model::error::exit;
 use model::status::{ClusterStatus, SCHEMA_VERSION};
+use nix::sys::signal::Signal;
 use proof::Proof;
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::time::Instant;
 
 /// Nodes of the demo.
@@ -37,7 +40,9 @@ const LINE_INTERVAL: Duration = Duration::from_secs(2);
 /// One look at the cluster.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Columns of the picture of the rate.
-const RATES_MAX: usize = 40;
+const RATES_MAX: usize = 60;
+/// Deeds of the one who watches that are shown.
+const EVENTS_MAX: usize = 4;
 
 /// Runs the command.
 pub async fn run(context: &Context, args: DemoArgs) -> Result<u8, Trouble> {
@@ -48,18 +53,57 @@ pub async fn run(context: &Context, args: DemoArgs) -> Result<u8, Trouble> {
     });
     let started = Instant::now();
     out::note(&format!("  building {NODES} nodes in {}", directory.display()));
-    let layout = build::start(context, &sandbox_args(&args)?, directory).await?;
+    let mut told = Told::listen()?;
+    let arguments = sandbox_args(&args)?;
+    let layout = tokio::select! {
+        built = build::start(context, &arguments, directory.clone()) => built?,
+        trouble = told.to_end() => {
+            if let Ok(layout) = Layout::load(&directory) {
+                sandbox::stop_processes(&layout).await?;
+                sandbox::remove(&layout)?;
+            }
+            return Err(trouble);
+        }
+    };
     out::note(&context.look.finish(&format!("✔ {NODES} nodes healthy after {}", seconds_text(started))));
     for uri in layout.nodes.iter().filter_map(|node| node.uri("postgres")) {
         out::note(&format!("  psql \"{uri}\""));
     }
-    let result = perform(context, &layout, attended, seconds.map(Duration::from_secs)).await;
+    let result = tokio::select! {
+        proof = perform(context, &layout, attended, seconds.map(Duration::from_secs)) => proof,
+        trouble = told.to_end() => Err(trouble),
+    };
     // Whatever came of it: no process and no directory stays behind.
     sandbox::stop_processes(&layout).await?;
     sandbox::remove(&layout)?;
     let proof = result?;
     print(context, &proof);
+    if !context.is_json() {
+        out::note(&format!("  servers stopped, {} removed", layout.directory.display()));
+    }
     Ok(if proof.holds() { 0 } else { exit::FAILED })
+}
+
+/// Hears of the end that comes from outside: a closed terminal, a service manager.
+struct Told {
+    terminate: Signals,
+    hangup: Signals,
+}
+
+impl Told {
+    fn listen() -> Result<Told, Trouble> {
+        let on =
+            |kind| signal(kind).map_err(|error| Trouble::os("a signal handler could not be set", "").because(error));
+        Ok(Told { terminate: on(SignalKind::terminate())?, hangup: on(SignalKind::hangup())? })
+    }
+
+    async fn to_end(&mut self) -> Trouble {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+        Trouble::operation_failed("the demo was told to end before its proof", "run it again")
+    }
 }
 
 fn seconds_text(since: Instant) -> String {
@@ -125,7 +169,10 @@ async fn watch(
     }
     loop {
         tokio::select! {
-            () = keys.quit() => return Ok(()),
+            key = keys.next() => match key {
+                Key::Quit => return Ok(()),
+                Key::Kill(number) => picture.kill(layout, number)?,
+            },
             _ = tokio::signal::ctrl_c() => return Ok(()),
             _ = ticks.tick() => {}
         }
@@ -138,6 +185,7 @@ async fn watch(
             out::raw(&keys::for_raw_mode(&status::redraw(&picture.frame(
                 &view,
                 ledger,
+                layout,
                 &Look::detect(&context.global),
             ))));
         } else if Instant::now() >= line_at {
@@ -156,11 +204,12 @@ struct Picture {
     sampled_at: Instant,
     acknowledged: u64,
     rates: Vec<f64>,
+    events: Vec<String>,
 }
 
 impl Picture {
     fn new(started: Instant) -> Picture {
-        Picture { started, sampled_at: started, acknowledged: 0, rates: Vec::new() }
+        Picture { started, sampled_at: started, acknowledged: 0, rates: Vec::new(), events: Vec::new() }
     }
 
     fn sample(&mut self, ledger: &Ledger) {
@@ -178,6 +227,20 @@ impl Picture {
         self.sampled_at = Instant::now();
     }
 
+    /// Kills every process of a node's server, as a crash would; its keeper brings it back.
+    fn kill(&mut self, layout: &Layout, number: usize) -> Result<(), Trouble> {
+        let Some(node) = layout.nodes.get(number) else { return Ok(()) };
+        let killed = signal_server(node, Signal::SIGKILL)?;
+        if killed > 0 {
+            let at = seconds_text(self.started);
+            self.events.push(format!("{at}: you killed the server of {} ({killed} processes)", node.name));
+        }
+        if self.events.len() > EVENTS_MAX {
+            self.events.remove(0);
+        }
+        Ok(())
+    }
+
     fn line(&self, view: &Result<ClusterStatus, Trouble>, ledger: &Ledger) -> String {
         let verdict = match view {
             Ok(view) => view.verdict.as_str(),
@@ -192,19 +255,32 @@ impl Picture {
         )
     }
 
-    fn frame(&self, view: &Result<ClusterStatus, Trouble>, ledger: &Ledger, look: &Look) -> String {
+    fn frame(&self, view: &Result<ClusterStatus, Trouble>, ledger: &Ledger, layout: &Layout, look: &Look) -> String {
         let body = match view {
             Ok(view) => status::render(view, look),
             Err(error) => crate::render::trouble::text(error, look),
         };
-        let load = format!(
-            "  writes/s {} {:.0}   acknowledged {}   errors {}",
-            bars(&self.rates),
-            self.rates.last().copied().unwrap_or(0.0),
-            units::count(ledger.count()),
-            ledger.unknown()
-        );
-        format!("{body}\n\n{}\n\n  [q] end with the proof", look.finish(&load))
+        let rate = self.rates.last().copied().unwrap_or(0.0);
+        let columns = look.width.saturating_sub(22).min(self.rates.len());
+        let picture = bars(&self.rates[self.rates.len() - columns..]);
+        let mut lines = vec![
+            format!("  writes/s {rate:>6.0}  {picture}"),
+            format!(
+                "  acknowledged {} in {} · without an answer {}",
+                units::count(ledger.count()),
+                seconds_text(self.started),
+                units::count(ledger.unknown())
+            ),
+        ];
+        lines.extend(self.events.iter().map(|event| format!("  {event}")));
+        let names: Vec<String> =
+            layout.nodes.iter().enumerate().map(|(index, node)| format!("[{}] {}", index + 1, node.name)).collect();
+        let help = [
+            format!("  kill a server: {}   end with the proof: [q]", names.join("  ")),
+            format!("  from another terminal: stemma --sandbox {} status", layout.directory.display()),
+        ];
+        let quiet = help.map(|line| look.paint(Tone::Quiet, &look.finish(&line)));
+        format!("{body}\n\n{}\n\n{}", look.finish(&lines.join("\n")), quiet.join("\n"))
     }
 }
 

@@ -39,10 +39,18 @@ fn headline(status: &ClusterStatus, look: &Look) -> Vec<String> {
     let first = joined(&format!("{title}   "), &[tolerance(status), loss(status)], look.width);
     let mut lines = vec![look.finish(&first.replacen(&title, &painted, 1))];
     lines.push(look.finish(&joined("  ", &facts(status), look.width)));
-    if status.verdict != Verdict::Healthy && !status.sentence.is_empty() {
-        lines.push(look.finish(&wrap(&format!("  {}", status.sentence), look.width, 2)));
+    let more = beyond_the_headline(status);
+    if status.verdict != Verdict::Healthy && !more.is_empty() {
+        lines.push(look.finish(&wrap(&format!("  {more}"), look.width, 2)));
     }
     lines
+}
+
+/// The parts of the judged sentence that the first line does not say already.
+fn beyond_the_headline(status: &ClusterStatus) -> String {
+    let said = [tolerance(status), status.durability.sentence.clone()];
+    let news = status.sentence.split(" · ").filter(|part| !said.iter().any(|known| known == part));
+    news.collect::<Vec<_>>().join(" · ")
 }
 
 /// Parts with dots between them; a part that does not fit begins a new line.

@@ -136,7 +136,7 @@ fn line(look: &Look, cells: &[Cell], widths: &[usize]) -> String {
 pub fn wrap(text: &str, width: usize, indent: usize) -> String {
     let mut out = String::new();
     let mut column = 0;
-    for word in text.split(' ') {
+    for word in text.split([' ', '\n']) {
         let length = word.chars().count();
         if column > indent && column + length > width {
             while out.ends_with(' ') {
