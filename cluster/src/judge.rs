@@ -288,7 +288,14 @@ fn primary_standing(scene: &Scene<'_>, replication: &Replication) -> PrimaryStan
         | ServerState::Initialising
         | ServerState::Cloning(_)
         | ServerState::Stopped
-        | ServerState::Starting) => down(format!("its server is {}", state.word()), by_itself()),
+        | ServerState::Starting) => match &seen.sample.last_error {
+            // What its keeper stumbled over last is why it is not up yet.
+            Some((_, error)) => down(
+                format!("its server is {}: {error}", state.word()),
+                format!("mend the cause on {host}; its keeper tries again"),
+            ),
+            None => down(format!("its server is {}", state.word()), by_itself()),
+        },
     }
 }
 

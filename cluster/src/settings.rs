@@ -184,8 +184,23 @@ fn hba_fault(line: &str) -> Option<String> {
     }
     // An address may be followed by a mask in a field of its own.
     let masked = !local && fields.len() > 5 && fields[4].parse::<std::net::IpAddr>().is_ok();
+    if !local && let Some(fault) = address_fault(&fields[3]) {
+        return Some(fault);
+    }
     let method = fields[fewest - 1 + usize::from(masked)].as_str();
     (!METHODS.contains(&method)).then(|| format!("`{method}` is no authentication method"))
+}
+
+/// An address with a prefix must be one: a server does not start with a line that it cannot read.
+fn address_fault(address: &str) -> Option<String> {
+    let (host, prefix) = address.trim_matches('"').split_once('/')?;
+    let bits_max = match host.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(_)) => 32,
+        Ok(std::net::IpAddr::V6(_)) => 128,
+        Err(_) => return Some(format!("`{address}` is no address with a prefix, as in 10.0.0.0/8")),
+    };
+    let fits = prefix.parse::<u8>().is_ok_and(|bits| bits <= bits_max);
+    (!fits).then(|| format!("`{address}` has a prefix that is no number from 0 to {bits_max}"))
 }
 
 /// The fields of a line: separated by white space, lists joined by commas, quotes kept together. A quote left open

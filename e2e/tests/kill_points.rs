@@ -222,7 +222,7 @@ fn orders_to_nodes_are_carried_out_through_every_kill() {
     for point in RESTART {
         let started = nodes[2].sql("SELECT pg_postmaster_start_time()").expect("n3 answers");
         survives(2, &mut nodes, point, |nodes| {
-            nodes[0].stemma(&["restart", "--rolling", "--no-wait", "n3", "--yes"]).done();
+            nodes[0].change(&["restart", "--rolling", "--no-wait", "n3", "--yes"]);
         });
         nodes[0].wait_healthy(3);
         wait_for(&format!("a restart in spite of {point}"), || {

@@ -295,6 +295,16 @@ impl Keeper {
         Ok(())
     }
 
+    /// Tries the server's parameters on this node's own program. A witness has none, and must believe.
+    async fn try_values(&self, settings: &model::Settings) -> Result<(), Trouble> {
+        let Some(node) = &self.config.postgresql else { return Ok(()) };
+        let (bin_dir, parameters) = (node.bin_dir.clone(), settings.postgresql.parameters.clone());
+        let tried = tokio::task::spawn_blocking(move || {
+            postgres::check_values(&postgres::find_installation(bin_dir.as_deref())?, &parameters)
+        });
+        tried.await.map_err(|error| Trouble::internal("trying values was interrupted", "").because(error))?
+    }
+
     /// Carries out what someone asks for. Any node can do it: what changes is the state in consensus.
     pub async fn command(&self, command: Command, actor: Actor, dry_run: bool) -> Result<Outcome, Trouble> {
         let status = self.status().ok_or_else(|| {
@@ -308,6 +318,9 @@ impl Keeper {
             Some(certificate) => pki::ca_sha256(&certificate)?,
             None => String::new(),
         };
+        if let Command::ApplySettings { settings, .. } = &command {
+            self.try_values(settings).await?;
+        }
         let random = enrol::random::<32>()?;
         let names = parameter_rules();
         let outcome = self

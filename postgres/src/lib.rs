@@ -24,6 +24,7 @@ pub mod sql;
 pub mod untar;
 pub mod wal;
 pub mod wire;
+mod values;
 mod written;
 
 pub use conf::{ConfigChange, OWNED_PARAMETERS, ServerConfig, ServerRole, validate_parameter, write_config};
@@ -39,4 +40,5 @@ pub use process::{
 pub use running::{ActiveFiles, whereabouts, write_active};
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
 pub use sql::Sql;
+pub use values::check_values;
 pub use written::written_parameter;

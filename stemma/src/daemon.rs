@@ -135,6 +135,9 @@ pub async fn init(node_file: NodeFile, options: InitOptions) -> Result<(String, 
             "install a build with TLS, or begin with `tls = false` in a settings file (stemma init --settings FILE)",
         ));
     }
+    if let Some(installation) = &installation {
+        postgres::check_values(installation, &settings.postgresql.parameters)?;
+    }
     let (adopt, notes) = match options.adopt {
         Some(adopt) => {
             let prepared = adopt::prepare(&config, &adopt, &mut settings).await?;

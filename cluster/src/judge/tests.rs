@@ -309,6 +309,16 @@ fn the_first_server_and_first_replicas_are_forming_not_broken() {
 }
 
 #[test]
+fn a_primary_that_is_kept_from_starting_tells_by_what() {
+    let mut world = World::new(3);
+    world.set(1, ServerState::Stopped);
+    world.sample(1).last_error = Some(("ST1202".into(), "the directory is open to other users (ST1202)".into()));
+    let status = world.look();
+    let down = status.problems.iter().find(|problem| problem.code == "ST2205").expect("the primary is down");
+    assert!(down.cause.contains("open to other users"), "{down:?}");
+}
+
+#[test]
 fn a_clone_that_fails_shows_its_last_error() {
     let mut world = World::new(3);
     let last_error = Some("connection reset by h1".to_owned());

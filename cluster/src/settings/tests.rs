@@ -122,6 +122,8 @@ fn hba_lines_are_checked_as_far_as_their_form_goes() {
         ("local all all", "3 fields"),
         ("host all all all secret", "`secret` is no authentication method"),
         ("include /etc/hba", "may not be included"),
+        ("host all all 10.0.0.0/99 trust", "no number from 0 to 32"),
+        ("host all all ten/8 trust", "no address with a prefix"),
         ("host \"all all all trust", "no connection type"),
     ] {
         let fault = hba_fault(bad).expect(bad);

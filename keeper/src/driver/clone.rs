@@ -19,8 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the primary may take to tell its history.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between two attempts to clone.
-const CLONE_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a first failed attempt to clone; doubled at each further one, since every attempt costs its source a
+/// checkpoint.
+const CLONE_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// See `CLONE_PAUSE_MIN`.
+const CLONE_PAUSE_MAX: Duration = Duration::from_secs(15);
 /// A replica further behind than this is not cloned from: the copy would begin with a backlog.
 const SOURCE_LAG_BYTES_MAX: u64 = 256 << 20;
 
@@ -144,11 +147,14 @@ impl Driver {
             Err(trouble) => {
                 self.parts.local.set_phase(Phase::Empty);
                 self.clone_error = Some(trouble.to_string());
-                if !stop.is_cancelled() {
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = tokio::time::sleep(CLONE_PAUSE) => {}
-                    }
+                let doubled = CLONE_PAUSE_MIN * (1 << self.clone_attempts.saturating_sub(1).min(5));
+                let mut states = self.parts.store.changes();
+                states.mark_unchanged();
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    // The node may not be wanted any more, or there may be another source.
+                    _ = states.changed() => {}
+                    () = tokio::time::sleep(doubled.min(CLONE_PAUSE_MAX)) => {}
                 }
                 Err(trouble)
             }
