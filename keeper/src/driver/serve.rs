@@ -132,7 +132,7 @@ impl Driver {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 return;
             }
-            let entry = LineageEntry { epoch, timeline, began_at };
+            let entry = LineageEntry { epoch, timeline, began_at, from: None };
             if let Err(trouble) = store.update(|state| Ok((admission::learn_lineage(state, entry), ()))).await {
                 tracing::warn!(%trouble, "the lineage is not in consensus yet");
             }
