@@ -319,19 +319,12 @@ fn confirm(view: &View<'_>, failover: &Failover) -> Option<Action> {
             Server::Primary { healthy: true, .. } if view.phase_age >= UNDO_AFTER => {
                 Some(Action::Undo { epoch, because: "it serves, and nobody could be chosen in its place" })
             }
-            // Once it is recruited it must not serve before it is confirmed: others may count it as stopped.
+            // It starts once it is confirmed, not before: others may count it as recruited, and without acknowledgements
+            // it gets no lease under an epoch that a majority has left.
             Server::Replica { .. } | Server::Stopped { .. }
-                if view.phase_age >= UNDO_AFTER && view.own.promised == epoch =>
+                if view.phase_age >= UNDO_AFTER && view.own.holds.is_some() =>
             {
                 Some(Action::Undo { epoch, because: "it is back, and nobody could be chosen in its place" })
-            }
-            Server::Stopped { .. }
-                if view.phase_age >= UNDO_AFTER
-                    && view.own.promised <= view.state.rule.epoch
-                    && view.own.holds.is_some()
-                    && (view.state.rule.acks > 0 || view.own.lease) =>
-            {
-                Some(Action::StartPrimary)
             }
             Server::Primary { .. } | Server::Replica { .. } | Server::Stopped { .. } | Server::Starting => None,
         },
