@@ -101,6 +101,9 @@ pub fn new_cluster(name: ClusterName, id: ClusterId, first: Member, settings: Se
         members: BTreeMap::from([(first.id, first)]),
         rule,
         lineage: Vec::new(),
+        failover: None,
+        failovers: Vec::new(),
+        paused: None,
         settings,
         settings_version: 1,
         settings_history: vec![change],
@@ -416,6 +419,10 @@ pub fn learn_lineage(state: &ClusterState, entry: LineageEntry) -> Option<Cluste
 /// proves nothing; look again.
 pub fn write_rule(state: &ClusterState, rule: &Rule, now: WallTime) -> Option<ClusterState> {
     let old = &state.rule;
+    // While another primary is being made, the rule that its recruits were counted by must not change under them.
+    if state.failover.is_some() {
+        return None;
+    }
     if rule.version != old.version + 1 || rule.epoch != old.epoch || rule.primary != old.primary {
         return None;
     }

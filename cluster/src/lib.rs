@@ -6,6 +6,7 @@ pub mod admission;
 pub mod consensus_group;
 pub mod decide;
 pub mod desire;
+pub mod failover;
 pub mod history;
 pub mod judge;
 pub mod lag;

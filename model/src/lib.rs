@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod error;
+pub mod failover;
 pub mod limits;
 pub mod names;
 pub mod observe;

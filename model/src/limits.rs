@@ -30,6 +30,8 @@ pub const CONSENSUS_VOTERS_MAX: usize = 7;
 pub const SETTINGS_HISTORY_MAX: usize = 50;
 /// Kept history events.
 pub const HISTORY_MAX: usize = 200;
+/// Kept changes of primary.
+pub const FAILOVERS_MAX: usize = 20;
 /// Kept operations.
 pub const OPERATIONS_MAX: usize = 20;
 /// Kept tokens.

@@ -3,6 +3,7 @@
 //! It holds decisions, not telemetry: members, the durability rule, settings, tokens, running operations and history.
 //! What may follow what is decided in `cluster`; secrets (CA key, passwords) are in a document of their own.
 
+use crate::failover::Failover;
 use crate::names::{ClusterId, ClusterName, NodeId, NodeName, Site};
 use crate::settings::{CommitMode, Settings};
 use crate::units::{Epoch, Lsn, SystemId, WallTime};
@@ -365,6 +366,15 @@ pub struct ClusterState {
     /// Where the data of a primacy began: epoch, timeline and position, oldest first; bounded.
     #[serde(default)]
     pub lineage: Vec<LineageEntry>,
+    /// The change of primary that is in progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<Failover>,
+    /// Changes of primary that ended, newest last; bounded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failovers: Vec<Failover>,
+    /// Automatic failover waits until somebody resumes it, or until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Pause>,
     /// The settings in force.
     pub settings: Settings,
     /// Their version.
@@ -389,6 +399,24 @@ pub struct LineageEntry {
     /// The position at which it began, where known.
     #[serde(default)]
     pub began_at: Option<Lsn>,
+    /// The epoch whose history it continues; absent for the first, and where the same timeline went on under a new
+    /// epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Epoch>,
+}
+
+/// Automatic failover was stopped by a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Who.
+    pub actor: String,
+    /// Why; may be empty.
+    pub reason: String,
+    /// Since when.
+    pub since: WallTime,
+    /// Until when; for ever when absent. Civil time is good enough here: being paused is a wish, not a safeguard.
+    #[serde(default)]
+    pub until: Option<WallTime>,
 }
 
 /// The format that this program writes.

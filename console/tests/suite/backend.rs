@@ -282,6 +282,7 @@ fn state() -> ClusterState {
         epoch: Epoch(epoch),
         timeline: Timeline(timeline),
         began_at: Some(Lsn(at)),
+        from: None,
     };
     ClusterState {
         format: 1,
@@ -305,6 +306,9 @@ fn state() -> ClusterState {
             version: 3,
         },
         lineage: vec![place(1, 1, 0x100_0000), place(2, 3, 0x200_0000)],
+        failover: None,
+        failovers: Vec::new(),
+        paused: None,
         settings: Settings::default(),
         settings_version: 4,
         settings_history: Vec::new(),

@@ -1,0 +1,103 @@
+//! What a keeper keeps on its disk about epochs: its promise, and in which epoch each timeline it holds was begun.
+//!
+//! The file is written and fsynced *before* what it announces is done: the promise before the stream is cut and the
+//! report given, the timeline of an upstream before the stream is begun, the promotion before the server is told. So
+//! the lineage of a data directory can always be named, in a crash too, without asking its server or anybody else.
+
+use model::{Epoch, Timeline};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Nothing older is obeyed.
+    pub promised: Epoch,
+    /// In which epoch the timelines of this data directory were begun.
+    pub begun: BTreeMap<u32, Epoch>,
+    /// A promotion that was about to begin: under which epoch, and from which timeline.
+    #[serde(default)]
+    pub promoting: Option<(Epoch, Timeline)>,
+}
+
+/// Why an order is not obeyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It comes from an epoch older than the promise.
+    Older {
+        /// What was promised.
+        promised: Epoch,
+    },
+    /// The data holds the upstream's timeline number, begun by somebody else: it must be rebuilt first.
+    SameNumber {
+        /// In which epoch the timeline held was begun.
+        ours: Epoch,
+    },
+}
+
+impl Ledger {
+    /// Raises the promise. `None`: it stands as high already.
+    #[must_use]
+    pub fn promise(&self, epoch: Epoch) -> Option<Ledger> {
+        (epoch > self.promised).then(|| Ledger { promised: epoch, ..self.clone() })
+    }
+
+    /// Before a stream from the primary of `epoch` is begun, whose timeline was begun in `lineage`. `holds` is the
+    /// timeline at the end of the data here.
+    ///
+    /// The epoch in which the *timeline* was begun is noted, not that of the primacy: a primary that was confirmed under
+    /// a new epoch goes on with its timeline, and a replica that merely connected again holds no more than before.
+    pub fn attach(
+        &self,
+        epoch: Epoch,
+        lineage: Epoch,
+        timeline: Timeline,
+        holds: Option<Timeline>,
+    ) -> Result<Ledger, Refused> {
+        if epoch < self.promised {
+            return Err(Refused::Older { promised: self.promised });
+        }
+        let known = self.begun.get(&timeline.0).copied();
+        if let Some(ours) = known
+            && holds == Some(timeline)
+            && ours != lineage
+        {
+            return Err(Refused::SameNumber { ours });
+        }
+        let mut next = Ledger { promised: epoch, ..self.clone() };
+        next.begun.insert(timeline.0, lineage);
+        Ok(next)
+    }
+
+    /// Before the server is promoted under `epoch`; `from` is the timeline at the end of its data.
+    #[must_use]
+    pub fn promotion(&self, epoch: Epoch, from: Timeline) -> Ledger {
+        Ledger { promised: self.promised.max(epoch), promoting: Some((epoch, from)), ..self.clone() }
+    }
+
+    /// The server runs on `timeline` as a primary: the promotion is done.
+    #[must_use]
+    pub fn promoted(&self, timeline: Timeline) -> Ledger {
+        let mut next = self.clone();
+        if let Some((epoch, from)) = next.promoting.take()
+            && timeline > from
+        {
+            next.begun.insert(timeline.0, epoch);
+        }
+        next
+    }
+
+    /// Before another data directory is put in place of this one (a base backup or rewind from an upstream).
+    #[must_use]
+    pub fn replaced(&self) -> Ledger {
+        Ledger { promised: self.promised, ..Ledger::default() }
+    }
+
+    /// The epoch in which the timeline at the end of the data was begun.
+    pub fn lineage(&self, timeline: Timeline) -> Option<Epoch> {
+        match self.promoting {
+            Some((epoch, from)) if timeline > from => Some(epoch),
+            Some(_) | None => self.begun.get(&timeline.0).copied(),
+        }
+    }
+}

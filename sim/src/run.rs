@@ -1,0 +1,180 @@
+//! One run: a cluster and its troubles drawn from a seed, then healing, then the verdict.
+
+use crate::checks::whole;
+use crate::dice::Dice;
+use crate::faults::{self, Plan};
+use crate::mutant::Mutant;
+use crate::server::{Disk, Entry, Server};
+use crate::store::Store;
+use crate::world::{Node, World, id};
+use cluster::admission::new_cluster;
+use cluster::failover::ledger::Ledger;
+use cluster::sync::{ServerSync, acks_asked};
+use model::settings::Span;
+use model::state::{LineageEntry, Stage};
+use model::{ClusterId, ClusterState, CommitMode, Epoch, Member, Millis, ReplicaKind, Settings, Timeline, WallTime};
+
+/// The whole cluster must be at rest this long after the last fault.
+pub const HEAL_MAX: u64 = 150_000;
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// The property that broke.
+    pub broken: Option<String>,
+    /// Commits acknowledged.
+    pub acknowledged: u64,
+    /// Changes of primary completed; of those, planned; undone; taken over.
+    pub failovers: u64,
+    /// See above.
+    pub switchovers: u64,
+    /// See above.
+    pub undone: u64,
+    /// See above.
+    pub superseded: u64,
+    /// Commits lost by a mode that promises nothing.
+    pub lost_unpromised: u64,
+    /// Simulated time.
+    pub simulated_ms: u64,
+    /// Time from the last fault until the cluster was whole.
+    pub healed_ms: u64,
+    /// The story, if asked for.
+    pub trace: Vec<String>,
+}
+
+fn member(index: usize, witness: bool) -> Member {
+    let name = format!("n{}", index + 1);
+    Member {
+        id: id(index),
+        name: name.parse().expect("a valid name"),
+        witness,
+        kind: ReplicaKind::Hot,
+        apply_delay_ms: 0,
+        upstream: None,
+        site: "here".parse().expect("a valid site"),
+        priority: 100,
+        peer_address: name.clone(),
+        api_address: name.clone(),
+        postgres_host: name.clone(),
+        postgres_port: if witness { 0 } else { 5432 },
+        key_fingerprint: name,
+        next_key_fingerprint: None,
+        certificate_order: 0,
+        stage: Stage::Active,
+        joined_at: WallTime(0),
+    }
+}
+
+fn first_state(dice: &mut Dice, data: usize, witnesses: usize) -> ClusterState {
+    let modes = [CommitMode::Async, CommitMode::SemiSync, CommitMode::SemiSync, CommitMode::Quorum, CommitMode::Sync];
+    let settings = Settings {
+        commit_mode: dice.pick(&modes),
+        strict: dice.percent(25),
+        voter_grace: Span(Millis(dice.between(500, 3_000))),
+        ..Settings::default()
+    };
+    let name = "sim".parse().expect("a valid name");
+    let mut state = new_cluster(name, ClusterId("sim".to_owned()), member(0, false), settings, WallTime(0));
+    for index in 1..data + witnesses {
+        state.members.insert(id(index), member(index, index >= data));
+    }
+    state.rule.voters = (1..data).map(id).collect();
+    state.rule.mode = state.settings.commit_mode;
+    let count = data as u32 - 1;
+    state.rule.acks = acks_asked(state.rule.mode, data, data - 1).min(count);
+    state.rule.recruit_quorum = if state.rule.acks == 0 { count } else { count - state.rule.acks + 1 };
+    state.lineage.push(LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None });
+    state
+}
+
+fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
+    let mut ledger = Ledger { promised: Epoch(1), ..Ledger::default() };
+    ledger.begun.insert(1, Epoch(1));
+    let rule = &state.rule;
+    let sync = if index == 0 && rule.acks > 0 {
+        ServerSync { acks: rule.acks, list: rule.voters.clone(), raw: String::new(), strangers: false }
+    } else {
+        ServerSync::default()
+    };
+    let witness = state.members[&id(index)].witness;
+    Node {
+        up: true,
+        frozen_until: 0,
+        keeper_frozen_until: 0,
+        keeper: None,
+        incarnation: 0,
+        disk: Disk {
+            ledger,
+            log: vec![Entry { id: 1, timeline: 1, row: Some(Epoch(1)) }],
+            flushed: 1,
+            standby: index > 0,
+            follows: None,
+            sync,
+            in_order: true,
+            whole: !witness,
+            served: Epoch(if index == 0 { 1 } else { 0 }),
+        },
+        server: Server::stopped(),
+        fence_at: None,
+        clock: (dice.between(1_000_000, 9_000_000), dice.between(0, 9_000) as i64 - 4_500),
+        fsync_max: dice.between(0, 8),
+        witness,
+    }
+}
+
+/// Runs one seed.
+pub fn run(seed: u64, mutant: Mutant, trace: bool) -> Outcome {
+    let mut dice = Dice::new(seed);
+    let shapes = [(3, 0), (3, 0), (3, 0), (2, 1), (4, 1), (5, 0)];
+    let (data, witnesses) = dice.pick(&shapes);
+    let state = first_state(&mut dice, data, witnesses);
+    let nodes: Vec<Node> = (0..data + witnesses).map(|index| first_node(&mut dice, index, &state)).collect();
+    let faults_end = dice.between(6_000, 25_000);
+    let plan = Plan::draw(&mut dice, data + witnesses, faults_end, state.settings.commit_mode == CommitMode::Async);
+    let shape = format!(
+        "{data} data nodes, {witnesses} witnesses, {}, strict {}",
+        state.settings.commit_mode, state.settings.strict
+    );
+    let mut world = World::new(dice, nodes, Store::new(state), plan, mutant, trace);
+    world.say(|| shape);
+    world.run_until(faults_end);
+    faults::heal(&mut world);
+    let healed_at = world.now;
+    let mut missing = None;
+    while world.checks.broken.is_none() {
+        world.run_until(world.now + 500);
+        missing = whole::missing(&world);
+        if missing.is_none() || world.now > healed_at + HEAL_MAX {
+            break;
+        }
+    }
+    if let Some(missing) = missing {
+        let primaries = faults::primaries(&world);
+        world
+            .checks
+            .break_with(format!("not whole {HEAL_MAX} ms after the last fault: {missing} ({primaries} primaries)"));
+    }
+    let leader = world.store.state.rule.primary.0 as usize - 1;
+    let log = world.nodes[leader].disk.log.clone();
+    if world.checks.broken.is_none() {
+        world.checks.end(&log);
+    }
+    if let Some(broken) = world.checks.broken.clone() {
+        world.say(|| format!("BROKEN: {broken}"));
+    }
+    Outcome {
+        seed,
+        broken: world.checks.broken.clone(),
+        acknowledged: world.checks.acknowledged_count,
+        failovers: world.checks.failovers,
+        switchovers: world.checks.switchovers,
+        undone: world.checks.undone,
+        superseded: world.checks.superseded,
+        lost_unpromised: world.checks.lost_unpromised,
+        simulated_ms: world.now,
+        healed_ms: world.now - healed_at,
+        trace: world.trace.unwrap_or_default(),
+    }
+}
