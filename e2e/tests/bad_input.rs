@@ -70,9 +70,8 @@ fn mistakes_in_files_are_refused_before_anything_is_written() {
     ];
     for (code, text) in cases {
         node.write_config(&text);
-        let checked = without_trace(&node, |node| {
-            node.stemma(&["config", "check", &node.config.display().to_string()])
-        });
+        let checked =
+            without_trace(&node, |node| node.stemma(&["config", "check", &node.config.display().to_string()]));
         assert!(!checked.status.success() && checked.json.to_string().contains(code), "{code}: {checked:?}");
         let trouble = without_trace(&node, Node::init).trouble();
         let codes = format!("{} {:?}", trouble.code, trouble.causes);
@@ -313,7 +312,12 @@ fn malformed_http(node: &Node) {
         ("an unknown field", 400, "ST1301", request("POST /v1/tokens", &bearer, "{\"rule\":\"replica\"}")),
         ("a wrong type", 400, "ST1301", request("POST /v1/tokens", &bearer, "{\"role\":7}")),
         ("a body too large", 413, "ST1302", request("PUT /v1/settings", &bearer, &long)),
-        ("no token", 401, "ST8003", request("POST /v1/tokens", "Content-Type: application/json\r\n", "{\"role\":\"replica\"}")),
+        (
+            "no token",
+            401,
+            "ST8003",
+            request("POST /v1/tokens", "Content-Type: application/json\r\n", "{\"role\":\"replica\"}"),
+        ),
         ("a wrong token", 401, "ST8003", request("DELETE /v1/nodes/n1", "Authorization: Bearer abc\r\n", "")),
         ("an unknown path", 404, "ST1301", request("GET /v1/nothing", "", "")),
         ("a wrong method", 405, "ST1301", request("DELETE /v1/status", &bearer, "")),
@@ -352,7 +356,9 @@ fn a_foreign_database_and_a_foreign_identity_are_kept_out() {
     // Data of their cluster lies where our new node is to clone to: refused at `join`; put there later, halted.
     let mut guest = ours.node("n2");
     let token = ours_nodes[0].token("replica");
-    theirs_nodes[0].sql("CREATE TABLE precious (id int); INSERT INTO precious VALUES (1); CHECKPOINT").expect("written");
+    theirs_nodes[0]
+        .sql("CREATE TABLE precious (id int); INSERT INTO precious VALUES (1); CHECKPOINT")
+        .expect("written");
     let mut theirs_nodes = theirs_nodes;
     theirs_nodes[0].kill();
     theirs_nodes[0].kill_server();
