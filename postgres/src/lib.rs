@@ -22,9 +22,9 @@ mod slots;
 pub mod spec;
 pub mod sql;
 pub mod untar;
+mod values;
 pub mod wal;
 pub mod wire;
-mod values;
 mod written;
 
 pub use conf::{ConfigChange, OWNED_PARAMETERS, ServerConfig, ServerRole, validate_parameter, write_config};

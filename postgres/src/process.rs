@@ -473,6 +473,13 @@ fn last_words_in(log: &str) -> Option<String> {
         ["FATAL:  ", "PANIC:  ", "LOG:  "].iter().find_map(|level| Some(line.split_once(level)?.1.to_owned()))
     };
     let mut words = text(lines[at])?;
+    // Which address, and what is wrong with it, is told a few lines before and not again.
+    let mut before = lines[..at].iter().rev().take(6).filter_map(|line| line.split_once("LOG:  "));
+    if words.contains("TCP/IP sockets")
+        && let Some((_, bind)) = before.find(|(_, text)| text.starts_with("could not bind"))
+    {
+        words = format!("{words}: {bind}");
+    }
     for line in lines[at + 1..].iter().take(2) {
         if let Some((_, more)) = line.split_once("DETAIL:  ").or_else(|| line.split_once("HINT:  ")) {
             words = format!("{words}; {more}");
@@ -488,11 +495,13 @@ mod tests {
     #[test]
     fn the_last_cause_is_told_and_complaints_of_sessions_are_not() {
         let log = "t [1] LOG:  starting PostgreSQL\n\
+            t [1] LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use\n\
             t [1] FATAL:  could not create any TCP/IP sockets\n\
             t [1] HINT:  Is another postmaster running?\n\
             t [2] FATAL:  terminating connection due to unexpected postmaster exit\n\
             t [1] LOG:  database system is shut down";
-        let told = "could not create any TCP/IP sockets; Is another postmaster running?";
+        let told = "could not create any TCP/IP sockets: could not bind IPv4 address \"127.0.0.1\": Address already \
+                    in use; Is another postmaster running?";
         assert_eq!(last_words_in(log).as_deref(), Some(told));
         let killed = "t [1] LOG:  startup process (PID 7) was terminated by signal 9: Killed";
         assert_eq!(

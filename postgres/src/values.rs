@@ -25,7 +25,8 @@ pub fn check_values(installation: &Installation, parameters: &BTreeMap<String, S
         Trouble::server_missing(format!("cannot run {}", program.display()), "see the cause").because(error)
     })?;
     let said = String::from_utf8_lossy(&output.stderr);
-    let after = |mark: &str| said.lines().find_map(|line| line.split_once(mark)).map(|(_, text)| text.trim().to_owned());
+    let after =
+        |mark: &str| said.lines().find_map(|line| line.split_once(mark)).map(|(_, text)| text.trim().to_owned());
     match after("FATAL:") {
         None => Ok(()),
         Some(reason) => Err(Trouble::settings_refused(
@@ -45,10 +46,13 @@ mod tests {
         let check = |name: &str, value: &str| {
             check_values(&installation, &BTreeMap::from([(name.to_owned(), value.to_owned())]))
         };
-        for (name, value) in [("shared_buffers", "128MB"), ("work_mem", "5 MB"), ("jit", "off"), ("auto_explain.x", "1")] {
+        for (name, value) in
+            [("shared_buffers", "128MB"), ("work_mem", "5 MB"), ("jit", "off"), ("auto_explain.x", "1")]
+        {
             check(name, value).unwrap_or_else(|trouble| panic!("{name} = {value}: {trouble}"));
         }
-        for (name, value) in [("shared_buffers", "many"), ("wrok_mem", "5MB"), ("max_connections", "-1"), ("jit", "x")] {
+        for (name, value) in [("shared_buffers", "many"), ("wrok_mem", "5MB"), ("max_connections", "-1"), ("jit", "x")]
+        {
             let trouble = check(name, value).expect_err(name);
             assert!(trouble.is("ST2107") && trouble.reason.contains(name), "{trouble}");
         }
