@@ -162,7 +162,7 @@ impl LagTracker {
             }
             (Some(as_of), _) => (Some(until.since(as_of).seconds()), "position-history"),
             (None, Some(first)) if until.since(first) >= LINK_SILENT_AFTER => {
-                (Some(until.since(first).seconds()), "position-history")
+                (Some(until.since(first).seconds()), Lag::LOWER_BOUND)
             }
             (None, Some(_) | None) => (None, "unknown"),
         };

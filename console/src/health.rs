@@ -5,7 +5,7 @@
 use crate::request::Query;
 use model::limits::SAMPLE_STALE_AFTER;
 use model::settings::Size;
-use model::status::{LinkStatus, NodeStatus};
+use model::status::{Lag, LinkStatus, NodeStatus};
 use model::{ClusterStatus, Millis, NodeName, NodeSample, ReplicaKind, Role, ServerState};
 use std::collections::BTreeMap;
 
@@ -385,6 +385,9 @@ fn lag_reason(me: &NodeStatus, bound: &str, of: LagOf) -> Option<String> {
                 Some(bytes) => Some(format!("the lag is {bytes} bytes, more than {max}")),
                 None => Some("the lag in bytes is unknown".to_owned()),
             }
+        }
+        LagBound::Time(_) if lag.is_some_and(|lag| lag.method == Lag::LOWER_BOUND) => {
+            Some("the lag in seconds is known only to be larger than since this keeper began to look".to_owned())
         }
         LagBound::Time(max) => match lag.and_then(|lag| lag.seconds) {
             Some(seconds) if seconds <= max.seconds() => None,

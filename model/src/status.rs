@@ -103,8 +103,14 @@ pub struct Lag {
     /// How old the replica's data is, in seconds: 0 when it has everything and the link lives; grows from the moment
     /// the link was last known to live.
     pub seconds: Option<f64>,
-    /// How the seconds were found: `position-history`, `link-silence`, `unknown`.
+    /// How the seconds were found: `position-history`, `link-silence`, `lower-bound`, `unknown`.
     pub method: String,
+}
+
+impl Lag {
+    /// The method of seconds that are only known to be at least so many: the observer began to look when the replica
+    /// was behind already.
+    pub const LOWER_BOUND: &'static str = "lower-bound";
 }
 
 /// One node as judged.

@@ -147,6 +147,11 @@ async fn a_load_balancer_narrows_by_lag_state_and_tags() {
     // Unknown bytes are within no bound, even the largest; known seconds still count.
     let cut = [("/replica", 1), ("/replica?lag=1TB", 0), ("/replica?lag=1min", 1), ("/replica?lag=10s", 0)];
     check(Fake::degraded("n2"), "cut", &cut).await;
+    // A keeper that began to look when the replica was behind already knows only that it is at least so old.
+    let mut young = Fake::healthy("n2");
+    let lag = young.status.nodes.iter_mut().find(|node| node.name.as_str() == "n2").and_then(|node| node.lag.as_mut());
+    lag.expect("a replica").method = model::status::Lag::LOWER_BOUND.to_owned();
+    check(young, "young", &[("/replica", 1), ("/replica?lag=1min", 0), ("/replica?lag=2kB", 1)]).await;
 }
 
 #[tokio::test]
