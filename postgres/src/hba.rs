@@ -84,12 +84,13 @@ mod tests {
 
     #[test]
     fn maps_of_the_user_are_kept_beside_ours() {
-        let first = ident("# MAPNAME  SYSTEM-USERNAME\n\nadmins  alice  postgres\nstemma old x\n");
+        let members: Vec<NodeName> = vec!["n1".parse().expect("a name")];
+        let first = ident(&members, "# MAPNAME  SYSTEM-USERNAME\n\nadmins  alice  postgres\nstemma old x\n");
         let ours =
-            "# Written by stemma; lines of other maps than `stemma` are kept.\nstemma /^(.*)$ stemma_replication\n";
+            "# Written by stemma; lines of other maps than `stemma` are kept.\nstemma \"n1\" stemma_replication\n";
         assert_eq!(first, format!("{ours}admins  alice  postgres\n"));
-        assert_eq!(ident(&first), first);
-        assert_eq!(ident(""), ours);
+        assert_eq!(ident(&members, &first), first);
+        assert_eq!(ident(&members, ""), ours);
     }
 
     #[test]
