@@ -171,7 +171,7 @@ impl Node {
     }
     /// Whether a server process is there.
     pub fn server_runs(&self) -> bool {
-        self.postmaster().is_ok_and(|pid| alive(pid))
+        self.postmaster().is_ok_and(alive)
     }
     /// A child of the server whose title contains `what`, for example `startup`.
     pub fn server_process(&self, what: &str) -> Result<i32> {

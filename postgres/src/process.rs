@@ -468,7 +468,7 @@ fn last_words_in(log: &str) -> Option<String> {
         fatal && !says(line, "terminating connection") || says(line, "was terminated by signal")
     };
     let lines: Vec<&str> = log.lines().collect();
-    let at = lines.iter().rposition(|line| is_cause(line))?;
+    let at = lines.iter().rposition(is_cause)?;
     let text = |line: &str| {
         ["FATAL:  ", "PANIC:  ", "LOG:  "].iter().find_map(|level| Some(line.split_once(level)?.1.to_owned()))
     };
