@@ -90,7 +90,7 @@ fn describe_command(text: &mut String, command: &Command, parent: &str, depth: u
         command.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help" && !arg.is_hide_set());
     let table = option_table(own);
     if !table.is_empty() {
-        let _ = write!(text, "{table}\n");
+        let _ = writeln!(text, "{table}");
     }
     if let Some(examples) = command.get_after_help().map(ToString::to_string) {
         // What an example remarks becomes a comment, so that the line can be pasted.

@@ -57,7 +57,7 @@ pub async fn run(context: &Context, args: DemoArgs) -> Result<u8, Trouble> {
     let arguments = sandbox_args(&args)?;
     let layout = tokio::select! {
         built = build::start(context, &arguments, directory.clone()) => built?,
-        trouble = told.to_end() => {
+        trouble = told.until_over() => {
             if let Ok(layout) = Layout::load(&directory) {
                 sandbox::stop_processes(&layout).await?;
                 sandbox::remove(&layout)?;
@@ -71,7 +71,7 @@ pub async fn run(context: &Context, args: DemoArgs) -> Result<u8, Trouble> {
     }
     let result = tokio::select! {
         proof = perform(context, &layout, attended, seconds.map(Duration::from_secs)) => proof,
-        trouble = told.to_end() => Err(trouble),
+        trouble = told.until_over() => Err(trouble),
     };
     // Whatever came of it: no process and no directory stays behind.
     sandbox::stop_processes(&layout).await?;
@@ -97,7 +97,7 @@ impl Told {
         Ok(Told { terminate: on(SignalKind::terminate())?, hangup: on(SignalKind::hangup())? })
     }
 
-    async fn to_end(&mut self) -> Trouble {
+    async fn until_over(&mut self) -> Trouble {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
