@@ -104,7 +104,7 @@ fn draw(dice: &mut Dice, kind: usize, nodes: usize) -> Fault {
         12 => Fault::OneWay(node, other, long),
         13 if dice.percent(50) => Fault::Loss(dice.between(1, 30)),
         13 => Fault::NetworkHeals,
-        14 if dice.percent(30) => Fault::Delay(dice.between(5, 120)),
+        14 if dice.percent(30) => Fault::Delay(dice.between(5, 700)),
         14 if dice.percent(50) => Fault::SlowDisk(node, dice.between(5, 300)),
         14 => Fault::NetworkHeals,
         15 => Fault::StoreDown(long),

@@ -183,6 +183,7 @@ impl World {
             keeper.failovers.extend(automatic.map(|_| local));
         }
         keeper.state = Some((version, state.clone()));
+        self.nodes[node].known = Some((version, state.clone()));
     }
 
     pub(crate) fn written(&mut self, node: usize, incarnation: u64) {

@@ -20,4 +20,4 @@ pub mod store;
 pub mod world;
 
 pub use mutant::Mutant;
-pub use run::{Outcome, run};
+pub use run::{Outcome, run, run_in};

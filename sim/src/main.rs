@@ -1,9 +1,10 @@
 //! Runs seeds and says how many a second; a seed that breaks a property is printed with the command that shows it.
 
-use sim::{Mutant, Outcome, run};
+use sim::{Mutant, Outcome, run_in};
 use std::time::Instant;
 
-const USAGE: &str = "usage: stemma-sim [--seeds N] [--from SEED] [--seconds N] | --seed N [--trace] [--mutant NAME]";
+const USAGE: &str =
+    "usage: stemma-sim [--seeds N] [--from SEED] [--seconds N] | --seed N [--trace] [--mutant NAME] [--mode MODE]";
 
 struct Arguments {
     seeds: u64,
@@ -12,11 +13,19 @@ struct Arguments {
     seed: Option<u64>,
     trace: bool,
     mutant: Mutant,
+    mode: Option<model::CommitMode>,
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut parsed =
-        Arguments { seeds: 1_000, from: 0, seconds: u64::MAX, seed: None, trace: false, mutant: Mutant::None };
+    let mut parsed = Arguments {
+        seeds: 1_000,
+        from: 0,
+        seconds: u64::MAX,
+        seed: None,
+        trace: false,
+        mutant: Mutant::None,
+        mode: None,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -29,6 +38,7 @@ fn arguments() -> Result<Arguments, String> {
                 parsed.seeds = u64::MAX;
             }
             "--seed" => parsed.seed = Some(number(value()?)?),
+            "--mode" => parsed.mode = Some(value()?.parse()?),
             "--trace" => parsed.trace = true,
             "--mutant" => {
                 let name = value()?;
@@ -42,7 +52,7 @@ fn arguments() -> Result<Arguments, String> {
 }
 
 fn one(seed: u64, arguments: &Arguments) -> std::process::ExitCode {
-    let outcome = run(seed, arguments.mutant, arguments.trace);
+    let outcome = run_in(seed, arguments.mutant, arguments.mode, arguments.trace);
     for line in &outcome.trace {
         println!("{line}");
     }
@@ -71,7 +81,7 @@ fn many(arguments: &Arguments) -> std::process::ExitCode {
     let mut changes = [0_u64; 5];
     while done < arguments.seeds && began.elapsed().as_secs() < arguments.seconds {
         let seed = arguments.from + done;
-        let outcome = run(seed, arguments.mutant, false);
+        let outcome = run_in(seed, arguments.mutant, arguments.mode, false);
         done += 1;
         simulated += outcome.simulated_ms;
         acknowledged += outcome.acknowledged;

@@ -67,10 +67,10 @@ fn member(index: usize, witness: bool) -> Member {
     }
 }
 
-fn first_state(dice: &mut Dice, data: usize, witnesses: usize) -> ClusterState {
+fn first_state(dice: &mut Dice, data: usize, witnesses: usize, mode: Option<CommitMode>) -> ClusterState {
     let modes = [CommitMode::Async, CommitMode::SemiSync, CommitMode::SemiSync, CommitMode::Quorum, CommitMode::Sync];
     let settings = Settings {
-        commit_mode: dice.pick(&modes),
+        commit_mode: mode.unwrap_or_else(|| dice.pick(&modes)),
         strict: dice.percent(25),
         voter_grace: Span(Millis(dice.between(500, 3_000))),
         ..Settings::default()
@@ -121,15 +121,21 @@ fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
         clock: (dice.between(1_000_000, 9_000_000), dice.between(0, 9_000) as i64 - 4_500),
         fsync_max: dice.between(0, 8),
         witness,
+        known: Some((1, std::rc::Rc::new(state.clone()))),
     }
 }
 
 /// Runs one seed.
 pub fn run(seed: u64, mutant: Mutant, trace: bool) -> Outcome {
+    run_in(seed, mutant, None, trace)
+}
+
+/// Runs one seed in a commit mode of the caller's choice: some mistakes show in one mode only.
+pub fn run_in(seed: u64, mutant: Mutant, mode: Option<CommitMode>, trace: bool) -> Outcome {
     let mut dice = Dice::new(seed);
     let shapes = [(3, 0), (3, 0), (3, 0), (2, 1), (4, 1), (5, 0)];
     let (data, witnesses) = dice.pick(&shapes);
-    let state = first_state(&mut dice, data, witnesses);
+    let state = first_state(&mut dice, data, witnesses, mode);
     let nodes: Vec<Node> = (0..data + witnesses).map(|index| first_node(&mut dice, index, &state)).collect();
     let faults_end = dice.between(6_000, 25_000);
     let plan = Plan::draw(&mut dice, data + witnesses, faults_end, state.settings.commit_mode == CommitMode::Async);

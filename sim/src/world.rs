@@ -43,6 +43,8 @@ pub struct Node {
     pub fsync_max: u64,
     /// Witnesses have no database.
     pub witness: bool,
+    /// The node's own copy of the state, with its version: perhaps not the newest.
+    pub known: Option<(u64, Rc<ClusterState>)>,
 }
 
 impl Node {
@@ -437,8 +439,10 @@ impl World {
             return;
         }
         if !it.disk.continues(length, last) {
+            let own = it.disk.log.get(length - 1).copied();
             self.checks.break_with(format!(
-                "silent divergence: n{} streams from n{} though its log is not a beginning of that one",
+                "silent divergence: n{} streams from n{} though its log is not a beginning of that one: {last:?} and \
+                 {own:?} at position {length}",
                 from + 1,
                 to + 1
             ));
@@ -528,6 +532,10 @@ impl World {
         if it.server.incarnation != incarnation || it.server.running != Running::Replica {
             return;
         }
+        if !it.up || self.now < it.frozen_until.max(it.server.frozen_until) {
+            self.after(TICK, Event::Promoted(node, incarnation, epoch));
+            return;
+        }
         it.server.running = Running::Primary;
         it.server.receiver = None;
         it.disk.standby = false;
@@ -537,8 +545,10 @@ impl World {
         let timeline = it.disk.timeline().0 + 1;
         self.next_id += 1;
         let entry = Entry { id: self.next_id, timeline, row: None };
-        self.nodes[node].disk.log.push(entry);
-        self.flush(node);
+        // The server flushes the end of its recovery before it takes connections.
+        let disk = &mut self.nodes[node].disk;
+        disk.log.push(entry);
+        disk.flushed = disk.log.len();
         self.say(|| format!("n{}: promoted under epoch {epoch}, timeline {timeline}", node + 1));
     }
 
@@ -574,9 +584,9 @@ impl World {
         let jitter = self.dice.between(0, TICK);
         self.after(jitter, Event::KeeperTick(node, incarnation));
         self.after(jitter, Event::Heartbeat(node, incarnation));
-        let (version, state) = (self.store.version, self.store.state.clone());
-        if self.reaches_store(node) {
-            self.after(jitter + 5, Event::Learn(node, version, state));
+        // Its own copy of the state may be an old one.
+        if let Some((version, state)) = self.nodes[node].known.clone() {
+            self.after(0, Event::Learn(node, version, state));
         }
     }
 

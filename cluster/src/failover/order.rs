@@ -40,7 +40,8 @@ pub enum Server {
         healthy: bool,
         /// What it waits for, in force.
         sync: ServerSync,
-        /// Where the row of the attempt's epoch is, once it is written.
+        /// Where the row of the attempt's epoch is, once it is written and flushed here. A row that a crash could
+        /// take back proves nothing, least of all where no replica holds it.
         row: Option<(Epoch, Lsn)>,
         /// What its replicas flushed, on its timeline.
         flushed: BTreeMap<NodeId, Lsn>,

@@ -118,7 +118,9 @@ impl World {
             Running::Primary => Server::Primary {
                 healthy: self.now >= it.server.frozen_until,
                 sync: it.server.sync.clone(),
-                row: attempt.and_then(|epoch| Some((epoch, it.disk.row(epoch)?))),
+                row: attempt
+                    .and_then(|epoch| Some((epoch, it.disk.row(epoch)?)))
+                    .filter(|(_, at)| at.0 <= it.disk.flushed as u64),
                 flushed: it.server.senders.iter().map(|(node, sender)| (*node, Lsn(sender.flushed as u64))).collect(),
             },
             Running::Replica => Server::Replica {
