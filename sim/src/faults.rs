@@ -67,7 +67,7 @@ impl Plan {
     pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool) -> Plan {
         let mut kinds: Vec<usize> = (0..KINDS).filter(|_| dice.percent(40)).collect();
         if kinds.is_empty() {
-            kinds.push(dice.next() as usize % KINDS);
+            kinds.push(dice.draw() as usize % KINDS);
         }
         let pause = dice.between(150, 2_500);
         let mut faults = Vec::new();
@@ -84,8 +84,8 @@ impl Plan {
 }
 
 fn draw(dice: &mut Dice, kind: usize, nodes: usize) -> Fault {
-    let node = dice.next() as usize % nodes;
-    let other = dice.next() as usize % nodes;
+    let node = dice.draw() as usize % nodes;
+    let other = dice.draw() as usize % nodes;
     let short = dice.between(50, 1_500);
     let long = dice.between(500, 6_000);
     match kind {
