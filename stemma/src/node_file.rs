@@ -243,7 +243,7 @@ const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "post
 const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
 const API_KEYS: &[&str] = &["listen", "advertise"];
 const POSTGRESQL_KEYS: &[&str] =
-    &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "socket_dirs", "tablespace_root"];
+    &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "tablespace_root", "socket_dirs"];
 const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "prefix", "user", "password_file", "ca_file"];
 /// Keys of the cluster settings, which people look for in the node file.
 const CLUSTER_KEYS: &[&str] = &[
