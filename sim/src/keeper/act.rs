@@ -229,6 +229,15 @@ impl World {
                 }
             }
             SyncStep::WriteServer { acks: 0, .. } if !lease => {}
+            SyncStep::WriteServer { .. } if !self.keeper(node).rule_is_known => {
+                if self.keeper(node).write_since.is_none()
+                    && let Some(next) =
+                        cluster::admission::write_rule(state, &cluster::sync::barrier(&state.rule), self.wall())
+                {
+                    self.submit(node, version, next, "the rule is written anew");
+                    self.keeper(node).barrier = Some(state.rule.version + 1);
+                }
+            }
             SyncStep::WriteServer { acks, list } => {
                 self.say(|| format!("n{}: the server waits for {acks} of {list:?}", node + 1));
                 self.set_synchronous(node, acks, list);
@@ -245,6 +254,8 @@ impl World {
                         next.failover = attempt;
                     }
                     self.submit(node, version, next, "the rule changes");
+                    self.keeper(node).rule_is_known = false;
+                    self.keeper(node).barrier = Some(rule.version);
                 }
             }
         }
@@ -276,6 +287,7 @@ impl World {
             }
             Op::Promote(ledger, epoch) => {
                 self.save(node, ledger);
+                self.nodes[node].armed = true;
                 let incarnation = self.nodes[node].server.incarnation;
                 let delay = self.dice.between(15, 150);
                 self.after(delay, Event::Promoted(node, incarnation, epoch));
