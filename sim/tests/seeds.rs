@@ -64,3 +64,31 @@ fn seeds_107727_and_101202_an_ordered_promotion_may_come_late() {
 fn seed_111919_what_descends_from_nobody_is_rebuilt() {
     check(111_919);
 }
+
+/// Each mutant, the mode in which it shows, and a seed from which on it soon does.
+const CAUGHT: [(Mutant, Option<CommitMode>, u64); 14] = [
+    (Mutant::RecruitTooFew, None, 11),
+    (Mutant::PromoteBeforeList, None, 129),
+    (Mutant::CountCatchingUp, None, 339),
+    (Mutant::PromiseNotSynced, None, 20),
+    (Mutant::LeaseFromReply, Some(CommitMode::Async), 87),
+    (Mutant::NonVoterWins, None, 30),
+    (Mutant::CutNotSeen, None, 11),
+    (Mutant::ForgetUnsettled, Some(CommitMode::Quorum), 304),
+    (Mutant::PositionOnly, Some(CommitMode::SemiSync), 157),
+    (Mutant::ReportBeforeReplay, None, 2),
+    (Mutant::RuleNotFrozen, None, 23),
+    (Mutant::SettleTooEarly, None, 374),
+    (Mutant::ForgetfulGrantor, Some(CommitMode::Async), 661),
+    (Mutant::LeaseNotAwaited, Some(CommitMode::Async), 0),
+];
+
+#[test]
+fn every_mutant_is_caught_and_its_seeds_are_sound_without_it() {
+    assert_eq!(CAUGHT.map(|(mutant, _, _)| mutant).len(), Mutant::ALL.len());
+    for (mutant, mode, from) in CAUGHT {
+        let caught = (from..from + 80).find(|seed| run_in(*seed, mutant, mode, false).broken.is_some());
+        let seed = caught.unwrap_or_else(|| panic!("{mutant:?} was not caught from seed {from} on"));
+        assert_eq!(run_in(seed, Mutant::None, mode, false).broken, None, "{mutant:?}, seed {seed}");
+    }
+}

@@ -152,15 +152,9 @@ impl World {
     }
 
     fn attach(&mut self, node: usize, upstream: NodeId, serving: Serving, ledger: &Ledger) {
-        let mutant = self.mutant;
-        let lineage = if mutant == Mutant::LineageFromEpoch { serving.epoch } else { serving.lineage };
-        // The mutant notes a new lineage for data it has; a ledger in order refuses that.
-        let holds = (mutant != Mutant::LineageFromEpoch).then(|| self.nodes[node].disk.timeline());
-        match ledger.attach(serving.epoch, lineage, serving.timeline, holds) {
-            Ok(mut next) => {
-                if mutant == Mutant::FollowWithoutPromise {
-                    next.promised = ledger.promised;
-                }
+        let holds = self.nodes[node].disk.timeline();
+        match ledger.attach(serving.epoch, serving.lineage, serving.timeline, Some(holds)) {
+            Ok(next) => {
                 let delay = self.fsync(node);
                 self.start(node, delay, Op::Attach(next, upstream, serving.epoch));
             }
