@@ -428,6 +428,10 @@ pub fn write_rule(state: &ClusterState, rule: &Rule, now: WallTime) -> Option<Cl
     }
     let mut next = state.clone();
     next.rule = rule.clone();
+    if *rule == crate::sync::barrier(old) {
+        // Nothing that people would want to read about.
+        return Some(next);
+    }
     let name = |id: &NodeId| state.members.get(id).map_or_else(|| id.to_string(), |member| member.name.to_string());
     let voters: Vec<String> = rule.voters.iter().map(name).collect();
     let text = match rule.acks {

@@ -36,6 +36,9 @@
 //!   Safety does not hang on it: a voter that lost its data cannot be recruited until a base backup, begun afterwards
 //!   from the primary, is consistent, and then it holds all that was acknowledged. It keeps commits from waiting.
 //! * Count `unreachable_ms` from its own start at the earliest; say `flushed: None` for a replica on another timeline.
+//! * Be sure of the rule before `WriteServer`. A keeper that starts, or that does not know what came of a write of the
+//!   rule (its own, or one of the process before it that is still on its way), may plan on a rule that is not the last
+//!   one. It writes `barrier` first and sees it in force: every earlier write is refused from then on.
 //! * `next_step` acts for the primary of the rule only; writes of the rule are compare-and-set on the state it was given.
 
 use model::settings::CommitMode;
@@ -146,6 +149,11 @@ enum Flaw {
 /// The next step towards what the settings ask for. Each keeps the invariant; with stable facts they come to an end.
 pub fn next_step(view: &SyncView<'_>) -> SyncStep {
     plan(view, Flaw::None)
+}
+
+/// The same rule with the next version: once it is in force, no earlier write of the rule can be any more.
+pub fn barrier(rule: &Rule) -> Rule {
+    Rule { version: rule.version + 1, ..rule.clone() }
 }
 
 /// Whether the promise of the rule is covered by what the server waits for, and one set contains the other.

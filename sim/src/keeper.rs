@@ -59,6 +59,10 @@ pub struct Keeper {
     ran: bool,
     hand_over_until: Option<Moment>,
     primary_was_at: Option<Lsn>,
+    /// No write of the rule is on its way: see `cluster::sync`.
+    rule_is_known: bool,
+    /// The version of the rule that ends the doubt.
+    barrier: Option<u64>,
 }
 
 impl Keeper {
@@ -83,6 +87,8 @@ impl Keeper {
             ran: false,
             hand_over_until: None,
             primary_was_at: None,
+            rule_is_known: false,
+            barrier: None,
         }
     }
 }
@@ -181,6 +187,11 @@ impl World {
             let news = state.failovers.iter().filter(|it| Some(it.epoch) > known);
             let automatic = news.filter(|it| it.phase == FailoverPhase::Done && it.kind == FailoverKind::Automatic);
             keeper.failovers.extend(automatic.map(|_| local));
+        }
+        // Seen in force: whatever else was on its way was planned on an older version, and will be refused.
+        if keeper.barrier == Some(state.rule.version) {
+            keeper.barrier = None;
+            keeper.rule_is_known = true;
         }
         keeper.state = Some((version, state.clone()));
         self.nodes[node].known = Some((version, state.clone()));

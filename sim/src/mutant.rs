@@ -31,19 +31,15 @@ pub enum Mutant {
     RuleNotFrozen,
     /// The next rule comes into force before anybody holds the first record.
     SettleTooEarly,
-    /// A replica that connects again to a confirmed primary counts as of the new epoch.
-    LineageFromEpoch,
     /// A grantor that restarts does not keep silent for a term.
     ForgetfulGrantor,
-    /// A replica follows without promising first.
-    FollowWithoutPromise,
     /// A winner is chosen without a majority's leases having lapsed.
     LeaseNotAwaited,
 }
 
 impl Mutant {
     /// All that do something wrong.
-    pub const ALL: [Mutant; 16] = [
+    pub const ALL: [Mutant; 14] = [
         Mutant::RecruitTooFew,
         Mutant::PromoteBeforeList,
         Mutant::CountCatchingUp,
@@ -56,9 +52,7 @@ impl Mutant {
         Mutant::ReportBeforeReplay,
         Mutant::RuleNotFrozen,
         Mutant::SettleTooEarly,
-        Mutant::LineageFromEpoch,
         Mutant::ForgetfulGrantor,
-        Mutant::FollowWithoutPromise,
         Mutant::LeaseNotAwaited,
     ];
 }

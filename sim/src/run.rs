@@ -118,6 +118,7 @@ fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
         },
         server: Server::stopped(),
         fence_at: None,
+        armed: false,
         clock: (dice.between(1_000_000, 9_000_000), dice.between(0, 9_000) as i64 - 4_500),
         fsync_max: dice.between(0, 8),
         witness,
@@ -138,7 +139,9 @@ pub fn run_in(seed: u64, mutant: Mutant, mode: Option<CommitMode>, trace: bool) 
     let state = first_state(&mut dice, data, witnesses, mode);
     let nodes: Vec<Node> = (0..data + witnesses).map(|index| first_node(&mut dice, index, &state)).collect();
     let faults_end = dice.between(6_000, 25_000);
-    let plan = Plan::draw(&mut dice, data + witnesses, faults_end, state.settings.commit_mode == CommitMode::Async);
+    // Without `strict` a mode may fall back to a lease.
+    let timed = state.settings.commit_mode == CommitMode::Async || !state.settings.strict;
+    let plan = Plan::draw(&mut dice, data + witnesses, faults_end, timed);
     let shape = format!(
         "{data} data nodes, {witnesses} witnesses, {}, strict {}",
         state.settings.commit_mode, state.settings.strict

@@ -37,6 +37,8 @@ pub struct Node {
     pub server: Server,
     /// The watcher beside the server kills it at this local time, unless told otherwise.
     pub fence_at: Option<Moment>,
+    /// The watcher minds the server although it is not a primary yet: it was told to become one.
+    pub armed: bool,
     /// The clock's offset and rate error in parts per million.
     pub clock: (u64, i64),
     /// How long an fsync may take.
@@ -363,7 +365,9 @@ impl World {
     fn watch(&mut self, node: usize) {
         let local = self.nodes[node].local(self.now);
         let it = &self.nodes[node];
-        let alone = it.server.running == Running::Primary && it.server.sync.acks == 0;
+        // Also one that is only about to be promoted: the order may take effect after the lease.
+        let serves = it.server.running == Running::Primary || it.armed;
+        let alone = serves && it.server.running != Running::No && it.server.sync.acks == 0;
         if alone && it.fence_at.is_none_or(|at| local >= at) {
             self.say(|| format!("n{}: the watcher kills the server: its lease ends", node + 1));
             self.kill_server(node);
@@ -491,6 +495,7 @@ impl World {
             it.disk.in_order = false;
         }
         it.server.end();
+        it.armed = false;
         // What was not flushed may be lost or torn, so it counts as lost.
         let flushed = it.disk.flushed;
         it.disk.log.truncate(flushed);

@@ -5,7 +5,7 @@
 //! * Act on one answer at a time and look again. Every action is idempotent.
 //! * `Promise`, `Attach` and `Promote` begin with the ledger, fsynced; only then the rest.
 //! * `Detach`: clear `primary_conninfo` and `restore_command`, reload, signal the receiver, and look until it is gone.
-//! * `Own::recruited` only for a server that is a replica without receiver and upstream, and whose replay is finished if
+//! * `Own::recruited` only for a server that is a replica without receiver, upstream and promotion under way, and whose replay is finished if
 //!   it was restarted; or for a primary that stopped in order. All its processes are seen gone or detached.
 //! * `Stop { kill: true }`: every process of the server, orphan backends included, seen gone.
 //! * Facts of the server are read after the state that is given.
@@ -68,6 +68,9 @@ pub struct Own {
     pub holds: Option<Recruited>,
     /// The same, if the node counts as recruited.
     pub recruited: Option<Recruited>,
+    /// This process of the server was told to promote itself and has not done so yet: it may still, at any moment. It
+    /// is not recruited then, whatever it promised, before it was started anew.
+    pub promotion_ordered: bool,
     /// It holds the lease for the epoch it would serve under.
     pub lease: bool,
     /// Its server crashed, and its keeper leaves it down for `HAND_OVER_WAIT` from the crash (`detect::after_crash`).
@@ -259,6 +262,10 @@ fn join(view: &View<'_>, failover: &Failover) -> Option<Action> {
         let because = format!("another primary is being made under epoch {}", failover.epoch);
         return Some(Action::Stop { kill: !planned, because });
     }
+    if own.promotion_ordered && matches!(own.server, Server::Replica { .. }) {
+        let because = "it was told to promote itself under an older epoch".to_owned();
+        return Some(Action::Stop { kill: true, because });
+    }
     if own.promised < failover.epoch {
         return Some(Action::Promise(failover.epoch));
     }
@@ -405,6 +412,7 @@ fn win(view: &View<'_>, failover: &Failover, rule: &Rule) -> Option<Action> {
         Server::Replica { sync, .. } | Server::Primary { sync, row: None, .. } if !waits_for(sync, acks, &list) => {
             Some(Action::SetSynchronous { acks, list })
         }
+        Server::Replica { .. } if own.promotion_ordered => None,
         // Nobody vouches for what it acknowledges alone, unless it holds the lease.
         Server::Replica { .. } => (acks > 0 || own.lease).then_some(Action::Promote(failover.epoch)),
         Server::Primary { row, flushed, .. } => match row {

@@ -75,18 +75,13 @@ pub fn decide(local: &Recruited, in_order: bool, descent: &[Ancestor]) -> Rejoin
     if !in_order {
         return Rejoin::RecoverFirst;
     }
-    let Some(last) = descent.last() else { return Rejoin::Rebuild };
     if let Some(place) = descent.iter().find(|ancestor| ancestor.epoch == local.lineage) {
         return match place.ended_at {
             Some(fork) if local.position > fork => Rejoin::Rewind { fork },
             Some(_) | None => Rejoin::Follow,
         };
     }
-    // A primacy outside the descent. A rewind tells timelines apart by number alone.
-    let same_number = descent.iter().any(|ancestor| ancestor.timeline == local.timeline);
-    let before = descent.iter().rev().find(|ancestor| ancestor.epoch < local.lineage);
-    match before.unwrap_or(last).ended_at {
-        Some(fork) if !same_number => Rejoin::Rewind { fork },
-        Some(_) | None => Rejoin::Rebuild,
-    }
+    // A primacy outside the descent. Where the two part is not known here, and the server's own tool tells timelines
+    // apart by number alone, which two promotions that knew nothing of each other may share.
+    Rejoin::Rebuild
 }

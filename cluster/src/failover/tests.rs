@@ -1,1 +1,163 @@
 //! Tests of the decisions one by one; the simulator (`sim`) tests them together.
+
+use super::ledger::{Ledger, Refused};
+use super::recruit::{Open, Report};
+use super::rejoin::{Rejoin, decide, descent};
+use super::{budget, candidate, detect, lease, procedure, recruit};
+use crate::fixtures::{NOW, three};
+use model::failover::{FailoverKind, FailoverPhase, Recruited};
+use model::state::LineageEntry;
+use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, Timeline};
+use std::collections::BTreeMap;
+
+fn held(lineage: u64, position: u64) -> Recruited {
+    Recruited { lineage: Epoch(lineage), timeline: Timeline(1), position: Lsn(position) }
+}
+
+fn report(epoch: u64, recruited: Option<Recruited>) -> Report {
+    Report { epoch: Epoch(epoch), recruited, lapsed: false }
+}
+
+fn claimed() -> ClusterState {
+    procedure::claim(&three(), Epoch(1), FailoverKind::Automatic, "it died", "stemma", NOW).expect("claimed")
+}
+
+#[test]
+fn one_attempt_per_epoch() {
+    let state = claimed();
+    assert_eq!(state.failover.as_ref().map(|it| it.epoch), Some(Epoch(2)));
+    assert_eq!(procedure::claim(&state, Epoch(1), FailoverKind::Automatic, "", "", NOW), None, "given out already");
+    assert_eq!(procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "", "", NOW), None, "it can simply go on");
+}
+
+#[test]
+fn a_rule_is_closed_by_its_quorum_of_this_epoch_or_by_its_primary() {
+    let state = claimed();
+    let failover = state.failover.as_ref().expect("claimed");
+    let mut reports =
+        BTreeMap::from([(NodeId(2), report(2, Some(held(1, 9)))), (NodeId(3), report(1, Some(held(1, 9))))]);
+    let open = Open::Voters { epoch: Epoch(1), recruited: 1, needed: 2 };
+    assert_eq!(recruit::closed(&state, failover, &reports), Err(open));
+    reports.insert(NodeId(3), report(2, Some(held(1, 8))));
+    assert_eq!(recruit::closed(&state, failover, &reports), Ok(()));
+    let primary = BTreeMap::from([(NodeId(1), report(2, Some(held(1, 9))))]);
+    assert_eq!(recruit::closed(&state, failover, &primary), Ok(()));
+}
+
+fn chosen() -> ClusterState {
+    let state = claimed();
+    let failover = state.failover.as_ref().expect("claimed");
+    let reports = [(2, held(1, 9)), (3, held(1, 8))];
+    let reports = reports.map(|(node, held)| (NodeId(node), report(2, Some(held)))).into();
+    let choice = candidate::choose(&state, failover, &reports, None, &super::Policy::default()).expect("a winner");
+    assert_eq!(choice.winner, NodeId(2), "it holds more");
+    assert_eq!(choice.refused[&NodeId(3)], "node 2 holds more than it");
+    procedure::choose(&state, Epoch(2), &choice, NOW).expect("chosen")
+}
+
+#[test]
+fn both_rules_bind_until_the_next_one_is_settled() {
+    let state = chosen();
+    assert_eq!(state.rule.primary, NodeId(1));
+    assert_eq!(procedure::undo(&state, Epoch(2), "", NOW), None, "the winner may be promoted already");
+    let again =
+        procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "it died too", "stemma", NOW).expect("claimed");
+    let epochs: Vec<_> = recruit::binding(&again).map(|rule| rule.epoch.0).collect();
+    assert_eq!(epochs, [1, 2]);
+    assert_eq!(procedure::undo(&again, Epoch(3), "", NOW), None, "an earlier winner may have acknowledged");
+
+    let rule = state.failover.as_ref().and_then(|it| it.next.clone()).expect("chosen");
+    let settled = procedure::settle(&state, Epoch(2), &rule, Timeline(2), NOW).expect("settled");
+    assert_eq!((settled.rule.primary, settled.rule.epoch), (NodeId(2), Epoch(2)));
+    assert_eq!(settled.failovers.last().map(|it| it.phase), Some(FailoverPhase::Done));
+    let entry = LineageEntry { epoch: Epoch(2), timeline: Timeline(2), began_at: Some(Lsn(9)), from: Some(Epoch(1)) };
+    assert_eq!(settled.lineage.last(), Some(&entry));
+}
+
+#[test]
+fn the_rule_is_frozen_while_an_attempt_is_recorded() {
+    let state = claimed();
+    let mut rule = state.rule.clone();
+    (rule.acks, rule.version) = (0, rule.version + 1);
+    assert_eq!(crate::admission::write_rule(&state, &rule, NOW), None);
+    let undone = procedure::undo(&state, Epoch(2), "it is back", NOW).expect("undone");
+    assert_eq!((undone.rule.epoch, undone.failover), (Epoch(2), None));
+}
+
+#[test]
+fn a_replica_promises_before_it_follows_and_keeps_the_epoch_of_a_timeline() {
+    let ledger = Ledger::default().attach(Epoch(1), Epoch(1), Timeline(1), None).expect("followed");
+    // The primary was confirmed under epoch 2: the timeline is still that of epoch 1.
+    let ledger = ledger.attach(Epoch(2), Epoch(1), Timeline(1), Some(Timeline(1))).expect("followed");
+    assert_eq!((ledger.promised, ledger.lineage(Timeline(1))), (Epoch(2), Some(Epoch(1))));
+    let older = ledger.attach(Epoch(1), Epoch(1), Timeline(1), Some(Timeline(1)));
+    assert_eq!(older, Err(Refused::Older { promised: Epoch(2) }));
+    let same = ledger.attach(Epoch(3), Epoch(3), Timeline(1), Some(Timeline(1)));
+    assert_eq!(same, Err(Refused::SameNumber { ours: Epoch(1) }));
+}
+
+#[test]
+fn a_promotion_is_known_in_every_crash() {
+    let ledger = Ledger::default().attach(Epoch(1), Epoch(1), Timeline(1), None).expect("followed");
+    let ordered = ledger.promotion(Epoch(2), Timeline(1));
+    assert_eq!(ordered.lineage(Timeline(1)), Some(Epoch(1)), "it has not happened");
+    assert_eq!(ordered.lineage(Timeline(2)), Some(Epoch(2)), "it has");
+    assert_eq!(ordered.promoted(Timeline(2)).lineage(Timeline(2)), Some(Epoch(2)));
+}
+
+#[test]
+fn the_holder_stops_before_any_grantor_lets_go() {
+    let (mut holder, mut grantor) = (lease::Holder::default(), lease::Grantor::new(Moment(0)));
+    let silent = grantor.may_grant(NodeId(1), Epoch(1), Epoch(1), Moment(1_000), &lease::LAN);
+    assert_eq!(silent, Err(lease::NotGranted::Silent));
+    // Sent at 2000, received at 2400, answered at once.
+    grantor.grant(NodeId(1), Epoch(1), Moment(2_400));
+    holder.granted(Epoch(1), NodeId(2), Moment(2_000));
+    let fence_at = Moment(2_000 + 1_485 - 300);
+    let serve = lease::HolderVerdict::Serve { fence_at };
+    assert_eq!(holder.verdict(Epoch(1), 1, Moment(3_184), &lease::LAN), serve);
+    assert_eq!(holder.verdict(Epoch(1), 1, Moment(3_185), &lease::LAN), lease::HolderVerdict::Fence);
+    assert_eq!(holder.verdict(Epoch(1), 3, Moment(2_500), &lease::LAN), lease::HolderVerdict::Fence, "no majority");
+    assert!(!grantor.lapsed(Epoch(2), Moment(3_899), &lease::LAN));
+    assert!(grantor.lapsed(Epoch(2), Moment(3_900), &lease::LAN));
+}
+
+#[test]
+fn silence_alone_is_not_death() {
+    let said = |silent, stream| detect::Said { silent: Millis(silent), stream };
+    let check = |streams: [Option<detect::Stream>; 2], silent: [u64; 2]| {
+        let said = BTreeMap::from([(NodeId(2), said(silent[0], streams[0])), (NodeId(3), said(silent[1], streams[1]))]);
+        detect::verdict(&detect::Evidence { members: 3, limit: Millis(700), said, own_word: None })
+    };
+    let (moving, lost) = (Some(detect::Stream::Moving), Some(detect::Stream::Lost));
+    assert_eq!(check([moving, moving], [100, 0]), detect::Verdict::Alive);
+    assert!(matches!(check([lost, lost], [900, 100]), detect::Verdict::Suspect { .. }), "no majority");
+    assert!(matches!(check([lost, moving], [900, 900]), detect::Verdict::Suspect { .. }), "the keeper is sick");
+    assert!(matches!(check([lost, lost], [900, 900]), detect::Verdict::Dead { .. }));
+}
+
+#[test]
+fn the_budget_delays_and_never_starves() {
+    let wait = |done: u64| budget::wait(&vec![Moment(5_000); done as usize], Moment(6_000));
+    assert_eq!([wait(0), wait(2), wait(3), wait(4), wait(60)].map(|it| it.0), [0, 0, 1_000, 2_000, 60_000]);
+}
+
+#[test]
+fn data_follows_its_own_descent_only() {
+    let mut state = three();
+    let entry = |epoch, timeline, at, from: Option<u64>| LineageEntry {
+        epoch: Epoch(epoch),
+        timeline: Timeline(timeline),
+        began_at: Some(Lsn(at)),
+        from: from.map(Epoch),
+    };
+    // Epoch 2 only confirmed the first primary; epoch 3 was a promotion; epoch 5 another, beside one that never settled.
+    state.lineage =
+        vec![entry(1, 1, 0, None), entry(2, 1, 50, None), entry(3, 2, 100, Some(1)), entry(5, 3, 200, Some(3))];
+    let descent = descent(&state);
+    assert_eq!(decide(&held(1, 100), true, &descent), Rejoin::Follow);
+    assert_eq!(decide(&held(1, 101), true, &descent), Rejoin::Rewind { fork: Lsn(100) });
+    assert_eq!(decide(&held(3, 201), true, &descent), Rejoin::Rewind { fork: Lsn(200) });
+    assert_eq!(decide(&held(4, 150), true, &descent), Rejoin::Rebuild);
+    assert_eq!(decide(&held(1, 50), false, &descent), Rejoin::RecoverFirst);
+}

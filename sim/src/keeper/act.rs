@@ -152,15 +152,9 @@ impl World {
     }
 
     fn attach(&mut self, node: usize, upstream: NodeId, serving: Serving, ledger: &Ledger) {
-        let mutant = self.mutant;
-        let lineage = if mutant == Mutant::LineageFromEpoch { serving.epoch } else { serving.lineage };
-        // The mutant notes a new lineage for data it has; a ledger in order refuses that.
-        let holds = (mutant != Mutant::LineageFromEpoch).then(|| self.nodes[node].disk.timeline());
-        match ledger.attach(serving.epoch, lineage, serving.timeline, holds) {
-            Ok(mut next) => {
-                if mutant == Mutant::FollowWithoutPromise {
-                    next.promised = ledger.promised;
-                }
+        let holds = self.nodes[node].disk.timeline();
+        match ledger.attach(serving.epoch, serving.lineage, serving.timeline, Some(holds)) {
+            Ok(next) => {
                 let delay = self.fsync(node);
                 self.start(node, delay, Op::Attach(next, upstream, serving.epoch));
             }
@@ -229,6 +223,15 @@ impl World {
                 }
             }
             SyncStep::WriteServer { acks: 0, .. } if !lease => {}
+            SyncStep::WriteServer { .. } if !self.keeper(node).rule_is_known => {
+                if self.keeper(node).write_since.is_none()
+                    && let Some(next) =
+                        cluster::admission::write_rule(state, &cluster::sync::barrier(&state.rule), self.wall())
+                {
+                    self.submit(node, version, next, "the rule is written anew");
+                    self.keeper(node).barrier = Some(state.rule.version + 1);
+                }
+            }
             SyncStep::WriteServer { acks, list } => {
                 self.say(|| format!("n{}: the server waits for {acks} of {list:?}", node + 1));
                 self.set_synchronous(node, acks, list);
@@ -245,6 +248,8 @@ impl World {
                         next.failover = attempt;
                     }
                     self.submit(node, version, next, "the rule changes");
+                    self.keeper(node).rule_is_known = false;
+                    self.keeper(node).barrier = Some(rule.version);
                 }
             }
         }
@@ -276,6 +281,7 @@ impl World {
             }
             Op::Promote(ledger, epoch) => {
                 self.save(node, ledger);
+                self.nodes[node].armed = true;
                 let incarnation = self.nodes[node].server.incarnation;
                 let delay = self.dice.between(15, 150);
                 self.after(delay, Event::Promoted(node, incarnation, epoch));

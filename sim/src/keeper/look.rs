@@ -91,7 +91,7 @@ impl World {
         let holds = Recruited { lineage, timeline, position: Lsn(it.disk.flushed as u64) };
         let flushed = it.disk.flushed == it.disk.log.len();
         let replayed = self.now >= it.server.replayed_at;
-        let detached = it.disk.follows.is_none();
+        let detached = it.disk.follows.is_none() && !it.armed;
         let recruited = match it.server.running {
             Running::Replica if self.mutant == Mutant::ReportBeforeReplay => {
                 let position = Lsn(it.server.replayed.min(it.disk.flushed) as u64);
@@ -134,6 +134,7 @@ impl World {
             server,
             holds,
             recruited,
+            promotion_ordered: it.armed && it.server.running == Running::Replica,
             lease,
             hand_over: keeper.hand_over_until.is_some(),
         };

@@ -1,0 +1,94 @@
+//! Seeds at random, seeds that once failed, and mutants that must fail.
+
+use model::CommitMode;
+use sim::{Mutant, run, run_in};
+
+/// Seeds in `cargo test`; `stemma-sim --seeds` runs as many as one likes.
+const SEEDS: u64 = 250;
+
+fn check(seed: u64) {
+    let outcome = run(seed, Mutant::None, false);
+    assert_eq!(outcome.broken, None, "cargo run -p stemma-sim --release -- --seed {seed} --trace");
+}
+
+#[test]
+fn no_seed_breaks_a_property() {
+    (0..SEEDS).for_each(check);
+}
+
+#[test]
+fn runs_have_what_they_are_meant_to_test() {
+    let outcomes: Vec<_> = (0..40).map(|seed| run(seed, Mutant::None, false)).collect();
+    let sum = |what: fn(&sim::Outcome) -> u64| outcomes.iter().map(what).sum::<u64>();
+    assert!(sum(|it| it.acknowledged) > 10_000);
+    assert!(sum(|it| it.failovers) > 20);
+    assert!(sum(|it| it.switchovers) > 2);
+    assert!(sum(|it| it.undone + it.superseded) > 0);
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let (first, second) = (run(7, Mutant::None, true), run(7, Mutant::None, true));
+    assert_eq!(first.trace, second.trace);
+    assert!(first.trace.len() > 10);
+}
+
+/// The old primary of a mode without acknowledgements could neither be replaced nor come back after all had lost power.
+#[test]
+fn seed_1140_an_old_primary_without_a_lease_is_confirmed_first() {
+    check(1140);
+}
+
+/// A winner alone counted its row before it was flushed; a crash took it back.
+#[test]
+fn seed_2225_a_row_counts_once_it_is_flushed() {
+    check(2225);
+}
+
+/// A keeper that came back planned the list of its server on a rule that was not the last one.
+#[test]
+fn seed_1437_a_keeper_that_starts_does_not_know_the_rule() {
+    let outcome = run_in(1437, Mutant::None, Some(CommitMode::SemiSync), false);
+    assert_eq!(outcome.broken, None);
+}
+
+/// A promotion that was ordered took effect after the lease, or after the node had been recruited for another epoch.
+#[test]
+fn seeds_107727_and_101202_an_ordered_promotion_may_come_late() {
+    check(107_727);
+    check(101_202);
+}
+
+/// A rewind to a fork that was none went on for ever.
+#[test]
+fn seed_111919_what_descends_from_nobody_is_rebuilt() {
+    check(111_919);
+}
+
+/// Each mutant, the mode in which it shows, and a seed from which on it soon does.
+const CAUGHT: [(Mutant, Option<CommitMode>, u64); 14] = [
+    (Mutant::RecruitTooFew, None, 11),
+    (Mutant::PromoteBeforeList, None, 129),
+    (Mutant::CountCatchingUp, None, 339),
+    (Mutant::PromiseNotSynced, None, 20),
+    (Mutant::LeaseFromReply, Some(CommitMode::Async), 87),
+    (Mutant::NonVoterWins, None, 30),
+    (Mutant::CutNotSeen, None, 11),
+    (Mutant::ForgetUnsettled, Some(CommitMode::Quorum), 304),
+    (Mutant::PositionOnly, Some(CommitMode::SemiSync), 157),
+    (Mutant::ReportBeforeReplay, None, 2),
+    (Mutant::RuleNotFrozen, None, 23),
+    (Mutant::SettleTooEarly, None, 374),
+    (Mutant::ForgetfulGrantor, Some(CommitMode::Async), 661),
+    (Mutant::LeaseNotAwaited, Some(CommitMode::Async), 0),
+];
+
+#[test]
+fn every_mutant_is_caught_and_its_seeds_are_sound_without_it() {
+    assert_eq!(CAUGHT.map(|(mutant, _, _)| mutant).len(), Mutant::ALL.len());
+    for (mutant, mode, from) in CAUGHT {
+        let caught = (from..from + 80).find(|seed| run_in(*seed, mutant, mode, false).broken.is_some());
+        let seed = caught.unwrap_or_else(|| panic!("{mutant:?} was not caught from seed {from} on"));
+        assert_eq!(run_in(seed, Mutant::None, mode, false).broken, None, "{mutant:?}, seed {seed}");
+    }
+}
