@@ -63,11 +63,14 @@ const KINDS: usize = 17;
 
 impl Plan {
     /// Draws a plan for `nodes` nodes, with faults up to `end`. `timed` says that leases decide: then a frozen machine
-    /// is beyond what is promised.
-    pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool) -> Plan {
+    /// is beyond what is promised. `only` narrows the kinds, where it is not empty.
+    pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool, only: &[usize]) -> Plan {
         let mut kinds: Vec<usize> = (0..KINDS).filter(|_| dice.percent(40)).collect();
+        if !only.is_empty() {
+            kinds = only.to_vec();
+        }
         if kinds.is_empty() {
-            kinds.push(dice.next() as usize % KINDS);
+            kinds.push(dice.draw() as usize % KINDS);
         }
         let pause = dice.between(150, 2_500);
         let mut faults = Vec::new();
@@ -84,8 +87,8 @@ impl Plan {
 }
 
 fn draw(dice: &mut Dice, kind: usize, nodes: usize) -> Fault {
-    let node = dice.next() as usize % nodes;
-    let other = dice.next() as usize % nodes;
+    let node = dice.draw() as usize % nodes;
+    let other = dice.draw() as usize % nodes;
     let short = dice.between(50, 1_500);
     let long = dice.between(500, 6_000);
     match kind {
