@@ -63,9 +63,12 @@ const KINDS: usize = 17;
 
 impl Plan {
     /// Draws a plan for `nodes` nodes, with faults up to `end`. `timed` says that leases decide: then a frozen machine
-    /// is beyond what is promised.
-    pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool) -> Plan {
+    /// is beyond what is promised. `only` narrows the kinds, where it is not empty.
+    pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool, only: &[usize]) -> Plan {
         let mut kinds: Vec<usize> = (0..KINDS).filter(|_| dice.percent(40)).collect();
+        if !only.is_empty() {
+            kinds = only.to_vec();
+        }
         if kinds.is_empty() {
             kinds.push(dice.draw() as usize % KINDS);
         }

@@ -141,7 +141,7 @@ pub fn run_in(seed: u64, mutant: Mutant, mode: Option<CommitMode>, trace: bool) 
     let faults_end = dice.between(6_000, 25_000);
     // Without `strict` a mode may fall back to a lease.
     let timed = state.settings.commit_mode == CommitMode::Async || !state.settings.strict;
-    let plan = Plan::draw(&mut dice, data + witnesses, faults_end, timed);
+    let plan = Plan::draw(&mut dice, data + witnesses, faults_end, timed, mutant.kinds());
     let shape = format!(
         "{data} data nodes, {witnesses} witnesses, {}, strict {}",
         state.settings.commit_mode, state.settings.strict

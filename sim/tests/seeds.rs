@@ -65,13 +65,19 @@ fn seed_111919_what_descends_from_nobody_is_rebuilt() {
     check(111_919);
 }
 
+/// A server that took long to start served for a moment after its lease.
+#[test]
+fn seed_87_the_watcher_minds_a_server_that_only_starts() {
+    let outcome = run_in(87, Mutant::None, Some(CommitMode::Async), false);
+    assert_eq!(outcome.broken, None);
+}
+
 /// Each mutant, the mode in which it shows, and a seed from which on it soon does.
-const CAUGHT: [(Mutant, Option<CommitMode>, u64); 14] = [
+const CAUGHT: [(Mutant, Option<CommitMode>, u64); 12] = [
     (Mutant::RecruitTooFew, None, 11),
     (Mutant::PromoteBeforeList, None, 129),
     (Mutant::CountCatchingUp, None, 339),
     (Mutant::PromiseNotSynced, None, 20),
-    (Mutant::LeaseFromReply, Some(CommitMode::Async), 87),
     (Mutant::NonVoterWins, None, 30),
     (Mutant::CutNotSeen, None, 11),
     (Mutant::ForgetUnsettled, Some(CommitMode::Quorum), 304),
@@ -79,13 +85,12 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 14] = [
     (Mutant::ReportBeforeReplay, None, 2),
     (Mutant::RuleNotFrozen, None, 23),
     (Mutant::SettleTooEarly, None, 374),
-    (Mutant::ForgetfulGrantor, Some(CommitMode::Async), 661),
     (Mutant::LeaseNotAwaited, Some(CommitMode::Async), 0),
 ];
 
 #[test]
 fn every_mutant_is_caught_and_its_seeds_are_sound_without_it() {
-    assert_eq!(CAUGHT.map(|(mutant, _, _)| mutant).len(), Mutant::ALL.len());
+    assert_eq!(CAUGHT.len(), Mutant::ALL.len());
     for (mutant, mode, from) in CAUGHT {
         let caught = (from..from + 80).find(|seed| run_in(*seed, mutant, mode, false).broken.is_some());
         let seed = caught.unwrap_or_else(|| panic!("{mutant:?} was not caught from seed {from} on"));

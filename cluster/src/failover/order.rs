@@ -8,6 +8,8 @@
 //! * `Own::recruited` only for a server that is a replica without receiver, upstream and promotion under way, and whose replay is finished if
 //!   it was restarted; or for a primary that stopped in order. All its processes are seen gone or detached.
 //! * `Stop { kill: true }`: every process of the server, orphan backends included, seen gone.
+//! * The watcher that enforces the lease minds the server from *before* `StartPrimary` and `Promote` are carried out: both
+//!   may take effect when the lease has ended.
 //! * Facts of the server are read after the state that is given.
 
 use super::candidate::{self, Choice, choose};

@@ -111,6 +111,7 @@ impl World {
                 it.disk.standby = false;
                 it.disk.follows = None;
                 it.disk.served = state.rule.epoch;
+                it.armed = true;
                 let delay = self.dice.between(20, 800);
                 self.start_server(node, delay);
             }
