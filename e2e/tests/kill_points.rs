@@ -220,6 +220,9 @@ fn orders_to_nodes_are_carried_out_through_every_kill() {
     }
 
     for point in RESTART {
+        // Armed while the restart before is still being noted as done, the node would die of that one, and nobody would
+        // bring it back while the next is refused.
+        nodes[0].wait_status("no restart is under way", |status| status.operation.is_none());
         let started = nodes[2].sql("SELECT pg_postmaster_start_time()").expect("n3 answers");
         survives(2, &mut nodes, point, |nodes| {
             nodes[0].change(&["restart", "--rolling", "--no-wait", "n3", "--yes"]);

@@ -87,6 +87,10 @@ pub struct Driver {
     active: Option<ActiveFiles>,
     sync_names: Option<String>,
     floors: BTreeMap<NodeId, Lsn>,
+    /// Nothing that an earlier keeper, or an unanswered write, may have on its way can change the rule any more.
+    rule_sure: bool,
+    /// Version of the rule that this keeper wrote last.
+    rule_at_least: u64,
     /// Every process of the server is known to have taken up the synchronous list that it shows.
     list_taken_up: bool,
     last_streaming: BTreeMap<NodeId, Moment>,
@@ -136,6 +140,8 @@ impl Driver {
             sync_names: None,
             floors: BTreeMap::new(),
             list_taken_up: false,
+            rule_sure: false,
+            rule_at_least: 0,
             last_streaming: BTreeMap::new(),
             receiver_seen_at: now,
             prepared_server: false,

@@ -11,7 +11,7 @@ use model::limits::SAMPLE_STALE_AFTER;
 use model::observe::{ServerFacts, ServerState};
 use model::state::{LineageEntry, Stage};
 use model::units::Millis;
-use model::{Member, NodeId, Role, Trouble};
+use model::{Member, NodeId, Role, Rule, Trouble};
 use postgres::ActiveFiles;
 use std::time::Duration;
 
@@ -160,6 +160,14 @@ impl Driver {
         let state = &turn.state.value;
         let salt = &turn.secrets.value.name_salt;
         let (Some(written), Some(me)) = (facts.written, state.members.get(&self.parts.me)) else { return Ok(false) };
+        if state.rule.version < self.rule_at_least {
+            // What this keeper sees of the state is older than what it wrote itself.
+            return Ok(false);
+        }
+        if !self.rule_sure {
+            self.write_rule(turn, sync::barrier(&state.rule)).await?;
+            return Ok(true);
+        }
         if !self.list_taken_up {
             // Until then the list that the server shows may not be the one by which it lets commits go.
             self.sql.wait_reload_everywhere(SETTING_DEADLINE).await?;
@@ -194,13 +202,10 @@ impl Driver {
                 Ok(false)
             }
             SyncStep::WriteRule(rule) => {
-                let version = turn.state.version;
                 tracing::info!(acks = rule.acks, voters = ?rule.voters, "durability rule changes");
-                // Planned on exactly this rule: if it changed meanwhile, nothing is written and all is planned anew.
                 failpoint::pass("rule.writing");
-                self.parts.store.update(|state| Ok((admission::write_rule(state, &rule, clock::wall()), ()))).await?;
+                self.write_rule(turn, rule).await?;
                 failpoint::pass("rule.written");
-                self.wait_for_state_after(version).await;
                 Ok(true)
             }
             SyncStep::WriteServer { acks, list } => {
@@ -213,6 +218,28 @@ impl Driver {
                 Ok(true)
             }
         }
+    }
+
+    /// Writes a rule, planned on exactly the one in force: if that changed meanwhile, nothing is written and all is
+    /// planned anew. Until it is known what came of it, nothing may be concluded from the rule that is seen (see the
+    /// head of `cluster::sync`).
+    async fn write_rule(&mut self, turn: &Turn, rule: Rule) -> Result<(), Trouble> {
+        self.rule_sure = false;
+        let written = self
+            .parts
+            .store
+            .update(|state| {
+                let next = admission::write_rule(state, &rule, clock::wall());
+                let written = next.is_some();
+                Ok((next, written))
+            })
+            .await?;
+        if written {
+            self.rule_at_least = rule.version;
+            self.rule_sure = true;
+        }
+        self.wait_for_state_after(turn.state.version).await;
+        Ok(())
     }
 
     async fn write_synchronous(&mut self, names: String, turn: &Turn) -> Result<(), Trouble> {
