@@ -168,6 +168,12 @@ fn rolling_restart(
     names: &[NodeName],
     context: &Context<'_>,
 ) -> Result<(ClusterState, Outcome), Trouble> {
+    let request: String = context.random.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    if let Some(made) = state.operations.iter().find(|operation| operation.request == request) {
+        // The write took effect although its answer was lost: this is the request's own operation.
+        let text = format!("operation {} restarts servers, one after the other", made.id);
+        return Ok((state.clone(), Outcome { operation: Some(made.id.clone()), ..outcome(text) }));
+    }
     if let Some(other) = operation::running(state) {
         return Err(Trouble::operation_running(
             format!("operation {} is running: {}", other.id, other.because),
@@ -190,6 +196,7 @@ fn rolling_restart(
     };
     next.operations.push(Operation {
         id: id.clone(),
+        request,
         kind: OperationKind::RollingRestart,
         epoch: state.rule.epoch,
         actor: context.actor.name.clone(),

@@ -230,6 +230,9 @@ pub struct SettingsChange {
 pub struct Operation {
     /// `op_` and a number.
     pub id: String,
+    /// Which request made it, so that one whose answer was lost is recognised when it is decided again.
+    #[serde(default)]
+    pub request: String,
     /// What it does.
     pub kind: OperationKind,
     /// The epoch it was planned in; refused in any other.

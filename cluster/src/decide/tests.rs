@@ -273,6 +273,10 @@ fn one_rolling_restart_runs_at_a_time() {
         "ST2116 exit 4: the keeper of `n3` does not answer, so it cannot restart its server"
     );
     assert_eq!(world.told(restart(false, &["n2", "n1"])), "operation op_1 restarts n2, n1, one after the other");
+    // The same request decided again, because the answer to its write was lost: its own operation, not a refusal.
+    let (again, outcome) = world.decide(&restart(false, &["n2", "n1"])).expect("recognised");
+    assert_eq!((again == world.state, outcome.operation.as_deref()), (true, Some("op_1")));
+    world.random = 1;
     assert_eq!(
         world.told(restart(false, &["n2"])),
         "ST2109 exit 4: operation op_1 is running: a restart was asked for"

@@ -495,6 +495,7 @@ fn a_running_operation_tells_how_far_it_is() {
     let step = |node, state| Step { node: NodeId(node), action: StepAction::Restart, state };
     world.state.operations.push(Operation {
         id: "op_7".into(),
+        request: String::new(),
         kind: OperationKind::RollingRestart,
         epoch: model::units::Epoch(1),
         actor: "ana".into(),
