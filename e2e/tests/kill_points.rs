@@ -225,7 +225,12 @@ fn orders_to_nodes_are_carried_out_through_every_kill() {
         nodes[0].wait_status("no restart is under way", |status| status.operation.is_none());
         let started = nodes[2].sql("SELECT pg_postmaster_start_time()").expect("n3 answers");
         survives(2, &mut nodes, point, |nodes| {
-            nodes[0].change(&["restart", "--rolling", "--no-wait", "n3", "--yes"]);
+            wait_for("a restart that is ordered", || {
+                let said = nodes[0].stemma(&["restart", "--rolling", "--no-wait", "n3", "--yes"]);
+                // None was under way before: one that runs is ours, ordered by a request whose answer was lost.
+                let ordered = said.status.success() || said.json["error"]["code"] == "ST2109";
+                if ordered { Ok(()) } else { Err(format!("{said:?}")) }
+            });
         });
         nodes[0].wait_healthy(3);
         wait_for(&format!("a restart in spite of {point}"), || {

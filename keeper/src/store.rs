@@ -15,6 +15,8 @@ pub const CLUSTER_KEY: &str = "cluster";
 pub const SECRETS_KEY: &str = "secrets";
 /// How often a change is tried again after losing a race.
 const ATTEMPTS_MAX: u32 = 20;
+/// Pause before the state is read again after a write without an answer.
+const REREAD_PAUSE: Duration = Duration::from_millis(100);
 /// How long a change may take in all.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -108,12 +110,23 @@ impl Store {
     ) -> Result<R, Trouble> {
         let work = async {
             let mut last: Option<WriteError> = None;
-            for _ in 0..ATTEMPTS_MAX {
-                let current = self.read().await?;
+            let mut attempts = 0;
+            while attempts < ATTEMPTS_MAX {
+                let current = match (self.read().await, &last) {
+                    (Ok(current), _) => current,
+                    // Whether the write took effect is not known, and it may yet: an error now would have it asked for
+                    // a second time. A new leader answers soon, or the deadline tells that the outcome is unknown.
+                    (Err(_), Some(WriteError::Unknown { .. })) => {
+                        tokio::time::sleep(REREAD_PAUSE).await;
+                        continue;
+                    }
+                    (Err(trouble), _) => return Err(trouble),
+                };
                 let (next, result) = change(&current.value)?;
                 let Some(next) = next else { return Ok(result) };
                 let body = serde_json::to_vec(&next)
                     .map_err(|error| Trouble::internal("cluster state cannot be written", "").because(error))?;
+                attempts += 1;
                 match self.consensus.write(CLUSTER_KEY, current.version, body).await {
                     Ok(_) => return Ok(result),
                     Err(WriteError::Store(error)) => return Err(error.into()),
