@@ -126,6 +126,7 @@ impl Driver {
         self.parts.local.set_phase(Phase::Cloning);
         self.parts.local.set_doing(Some(format!("cloning from {}", member.name)));
         tracing::info!(source = %member.name, attempt = self.clone_attempts, "base backup begins");
+        let lineage = self.expect_copy(source, turn.now)?;
         failpoint::pass("clone.begun");
         let cancel = stop.child_token();
         let guard = self.cancel_when_unwanted(&cancel);
@@ -137,6 +138,7 @@ impl Driver {
         match result {
             Ok(report) => {
                 failpoint::pass("clone.ended");
+                self.copied(lineage)?;
                 tracing::info!(bytes = report.bytes, seconds = report.seconds, "base backup complete");
                 self.clone_attempts = 0;
                 self.clone_error = None;
