@@ -165,6 +165,7 @@ impl Driver {
         match next {
             Some(action) => {
                 self.part.calm = None;
+                shared_step::hasten(&self.parts.store, &self.part.council, &action, &others.alive).await;
                 self.carry_out(action, turn, &own, looked.as_ref()).await
             }
             None => {
@@ -227,7 +228,8 @@ impl Driver {
         };
         let copied = data_dir.join("backup_label").exists();
         let as_primary = !data_dir.join("standby.signal").exists() && !copied;
-        let in_order = control.state.is_clean() || copied;
+        // Where the log of a fresh copy ends is known once it was replayed, as after a crash.
+        let in_order = control.state.is_clean() && !copied;
         let timeline = Timeline(control.timeline.0.max(control.min_recovery_timeline.0));
         let lineage = self.lineage_of(state, timeline, as_primary)?;
         let position = match control.state {
@@ -651,7 +653,7 @@ impl Driver {
     async fn give_up_data(&mut self, holds: Recruited) -> Result<(), Trouble> {
         let name = self.parts.config.name.clone();
         tracing::warn!(node = %name, position = %holds.position, "the data here is given up for a fresh copy");
-        self.kill_server("its data is replaced by the primary's").await?;
+        self.stop_server("its data is replaced by the primary's").await?;
         let me = Some(&name);
         let text = format!("{name} is rebuilt: its data ends at {} outside the primary's history", holds.position);
         self.parts

@@ -62,6 +62,7 @@ struct Inner {
     phase_since: Moment,
     round_trip: Millis,
     leader_answers: Option<(NodeId, bool, Moment)>,
+    called_for: Option<NodeId>,
 }
 
 /// What there is to do after a word was heard.
@@ -94,6 +95,7 @@ impl Council {
             phase_since: now,
             round_trip: Millis(0),
             leader_answers: None,
+            called_for: None,
         };
         Council { me, inner: Mutex::new(inner), beat: Notify::new() }
     }
@@ -219,6 +221,15 @@ impl Council {
         others
     }
 
+    /// Whether this keeper should call an election of the store's leader: `leader` leads the store and does not answer, a
+    /// change of primary waits for a new one, and this is the keeper that goes first. Says so once for each leader.
+    pub fn should_call_election(&self, store_leader: Option<NodeId>, alive: &BTreeSet<NodeId>) -> bool {
+        let Some(gone) = store_leader.filter(|node| !alive.contains(node)) else { return false };
+        let first = alive.first() == Some(&self.me);
+        let mut inner = self.lock();
+        first && inner.called_for.replace(gone) != Some(gone)
+    }
+
     /// For how long this keeper has seen the attempt in its present phase.
     pub fn phase_age(&self, now: Moment) -> Millis {
         now.since(self.lock().phase_since)
@@ -277,6 +288,7 @@ impl Inner {
         let leader = procedure::leader_of(state);
         if self.leader != Some(leader) {
             self.leader = Some(leader);
+            self.called_for = None;
             self.dead_since = None;
         }
         if self.primary_was_at.is_some_and(|(node, _)| node != state.rule.primary) {
