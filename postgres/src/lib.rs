@@ -14,10 +14,13 @@ pub mod install;
 pub mod manifest;
 pub mod os_user;
 pub mod process;
+pub mod recover;
 mod reload;
 pub mod replication;
+pub mod rewind;
 pub mod running;
 pub mod sample;
+mod single_user;
 mod slots;
 pub mod spec;
 pub mod sql;
@@ -37,6 +40,7 @@ pub use process::{
     Server, StopMode, kill_everything, last_words, receiver_processes, server_log_size, server_log_tail,
     server_processes, terminate_receiver,
 };
+pub use recover::{Recovered, crash_recover};
 pub use running::{ActiveFiles, whereabouts, write_active};
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
 pub use sql::Sql;
