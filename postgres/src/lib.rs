@@ -4,6 +4,7 @@
 
 pub mod adopt;
 pub mod clone;
+pub mod comeback;
 pub mod conf;
 pub mod control_file;
 pub mod data_dir;
@@ -17,6 +18,7 @@ pub mod process;
 pub mod recover;
 mod reload;
 pub mod replication;
+pub mod rescue;
 pub mod rewind;
 pub mod running;
 pub mod sample;
@@ -30,6 +32,7 @@ pub mod wal;
 pub mod wire;
 mod written;
 
+pub use comeback::{CameBack, Comeback, ComebackDeadlines, Way, comeback};
 pub use conf::{ConfigChange, OWNED_PARAMETERS, ServerConfig, ServerRole, validate_parameter, write_config};
 pub use control_file::{ControlFile, ControlState, read_control_file};
 pub use data_dir::{DataDir, check_data_dir};

@@ -41,6 +41,12 @@ pub async fn crash_recover(spec: &ServerSpec, deadline: Duration) -> Result<Reco
     if spec.data_dir.join("backup_label").exists() {
         return Ok(Recovered::NotNeeded("it is a base backup"));
     }
+    alone(spec, deadline).await
+}
+
+/// Starts and ends the server in single-user mode, whatever it was before: a replica's directory becomes one that was
+/// shut down in order as well.
+pub(crate) async fn alone(spec: &ServerSpec, deadline: Duration) -> Result<Recovered, Trouble> {
     let living = server_processes(&spec.data_dir);
     if !living.is_empty() {
         return Err(Trouble::server_failed(

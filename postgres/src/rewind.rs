@@ -274,6 +274,15 @@ impl Tool<'_> {
             return Ok(said);
         }
         let why = said.iter().rfind(|line| line.contains("error:") || line.contains("fatal:")).or(said.last());
+        if let Some(line) =
+            said.iter().find(|line| line.contains("connection to server") || line.contains("could not connect"))
+        {
+            return Err(Trouble::link_down(
+                format!("{} cannot be rewound: {} was not reached", spec.data_dir.display(), self.source),
+                "check that the primary runs and lets this node's role in",
+            )
+            .because(line));
+        }
         let why = why.cloned().unwrap_or_else(|| format!("it ended with {ended}"));
         Err(Trouble::diverged(
             format!("{} cannot be rewound to {}", spec.data_dir.display(), self.source),
