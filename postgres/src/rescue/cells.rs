@@ -150,11 +150,18 @@ fn text(bytes: &[u8]) -> Cell {
 fn content_of(content: &[u8], column: &Column, relation: &Relation) -> Cell {
     match column.base_type {
         // text, json, xml, bpchar, varchar; and those of extensions that are nothing but text.
-        25 | 114 | 142 | 1042 | 1043 if relation.utf8 => text(content),
+        25 | 114 | 142 | 1043 if relation.utf8 => text(content),
+        // Blanks at the end of char(n) are padding.
+        1042 if relation.utf8 => text(without_padding(content)),
         17 => Cell::Text(format!("\\x{}", hex(content))),
         1700 => numeric(content).map_or_else(|| Cell::Bytes(content.to_vec()), Cell::Text),
         _ => Cell::Bytes(content.to_vec()),
     }
+}
+
+fn without_padding(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    &bytes[..end]
 }
 
 /// As PostgreSQL writes bytes.
@@ -165,7 +172,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 fn fixed(bytes: &[u8], column: &Column, relation: &Relation) -> Option<Cell> {
     let mut cut = Cut(bytes);
     let shown = match column.base_type {
-        16 => if cut.u8()? == 0 { "f" } else { "t" }.to_owned(),
+        16 => if cut.u8()? == 0 { "false" } else { "true" }.to_owned(),
         18 if bytes[0].is_ascii_graphic() => char::from(bytes[0]).to_string(),
         19 => {
             let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
