@@ -104,6 +104,10 @@ pub const POINTS: &[&str] = &[
     "failover.attached",
     "failover.started",
     "failover.killed",
+    "comeback.begun",
+    "comeback.saved",
+    "comeback.rewound",
+    "comeback.given-up",
     "switchover.draining",
     "switchover.drained",
 ];

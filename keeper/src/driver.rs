@@ -2,6 +2,7 @@
 //! next, and does that one thing. Nothing else in the keeper starts, stops, configures or copies the server.
 
 mod clone;
+mod comeback;
 mod configure;
 mod operate;
 mod primacy;

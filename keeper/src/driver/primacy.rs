@@ -3,13 +3,12 @@
 use super::{Driver, KILL_DEADLINE, Turn};
 use crate::failover::{Council, LedgerFile, OwnPart, shared_step};
 use crate::local::Phase;
-use cluster::desire::Lineage;
 use cluster::failover::detect::{self, OwnWord};
 use cluster::failover::ledger::Refused;
 use cluster::failover::order::{self, Action, Own, Server, Serving, View};
 use cluster::failover::{HAND_OVER_WAIT, Policy, procedure, recruit};
 use cluster::sync::{self, ServerSync};
-use cluster::{history, naming};
+use cluster::naming;
 use model::failover::{FailoverPhase, Recruited};
 use model::observe::ServerFacts;
 use model::state::Stage;
@@ -33,6 +32,9 @@ const RESTART_EXPECTED: Millis = Millis(300);
 /// Log replayed in a millisecond, at the least: for a guess whether a restart or a failover is quicker.
 const REPLAY_BYTES_PER_MS: u64 = 50_000;
 
+/// Stands for the unknown end of a fresh copy.
+pub(super) const COPY_END: Lsn = Lsn(u64::MAX);
+
 /// What the driver keeps for this.
 pub(super) struct Part {
     pub(super) council: Arc<Council>,
@@ -40,7 +42,7 @@ pub(super) struct Part {
     /// Whom the server follows or is about to follow, and under which epoch.
     pub(super) follow: Option<(NodeId, Epoch)>,
     /// The running server is proved to follow nobody, and to begin nothing of the kind.
-    detached: bool,
+    pub(super) detached: bool,
     /// This process of the server was told to promote itself and has not done so yet.
     promotion_ordered: bool,
     /// Where the row of an epoch is, flushed here.
@@ -58,7 +60,7 @@ pub(super) struct Part {
     /// Where its log ended, last time it was seen.
     was_at: Option<Lsn>,
     /// The situation in which nothing was left to do.
-    calm: Option<Key>,
+    pub(super) calm: Option<Key>,
     /// The action that was logged last.
     told: Option<Action>,
 }
@@ -228,11 +230,13 @@ impl Driver {
         };
         let copied = data_dir.join("backup_label").exists();
         let as_primary = !data_dir.join("standby.signal").exists() && !copied;
-        // Where the log of a fresh copy ends is known once it was replayed, as after a crash.
-        let in_order = control.state.is_clean() && !copied;
+        let in_order = control.state.is_clean() || copied;
         let timeline = Timeline(control.timeline.0.max(control.min_recovery_timeline.0));
         let lineage = self.lineage_of(state, timeline, as_primary)?;
         let position = match control.state {
+            // Where the log of a fresh copy ends is known once it was replayed. If the primary it was taken from is not
+            // the one to follow, another copy is the safe way, and loses nothing.
+            _ if copied => COPY_END,
             postgres::ControlState::ShutDown => postgres::shutdown_end(&data_dir, &control)?,
             _ => control.checkpoint.max(control.min_recovery_end),
         };
@@ -454,10 +458,8 @@ impl Driver {
             Action::Promote(epoch) => self.promote(epoch, own).await?,
             Action::WriteRow(epoch) => self.write_row(epoch, own).await?,
             Action::Attach { node, serving } => return self.attach(node, serving, turn, own).await,
-            Action::Rewind { node, .. } | Action::Rebuild { node } => match own.holds {
-                Some(holds) => self.give_up_data(holds).await?,
-                None => return self.compare_histories(node, turn, own, facts).await,
-            },
+            Action::Rewind { node, fork } => return self.come_back(node, Some(fork), turn, own, facts).await,
+            Action::Rebuild { node } => return self.come_back(node, None, turn, own, facts).await,
             Action::Claim { .. }
             | Action::Drained(_)
             | Action::Unplan(_)
@@ -522,7 +524,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn start_as(&mut self, role: Role, turn: &Turn) -> Result<Primacy, Trouble> {
+    pub(super) async fn start_as(&mut self, role: Role, turn: &Turn) -> Result<Primacy, Trouble> {
         self.part.list = None;
         let started = self.start(role, turn).await?;
         failpoint::pass("failover.started");
@@ -575,7 +577,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn attach(
+    pub(super) async fn attach(
         &mut self,
         node: NodeId,
         serving: Serving,
@@ -587,12 +589,7 @@ impl Driver {
         match ledger {
             Ok(ledger) => self.part.ledger.follow(ledger, node, serving.epoch)?,
             Err(Refused::Older { .. }) => return Ok(Primacy::Waits),
-            Err(Refused::SameNumber { .. }) => {
-                if let Some(holds) = own.holds {
-                    self.give_up_data(holds).await?;
-                }
-                return Ok(Primacy::Acted);
-            }
+            Err(Refused::SameNumber { .. }) => return Box::pin(self.come_back(node, None, turn, own, None)).await,
         }
         failpoint::pass("failover.attaching");
         self.part.council.promised(serving.epoch);
@@ -605,73 +602,5 @@ impl Driver {
         self.put_config(Role::Replica, turn).await?;
         failpoint::pass("failover.attached");
         Ok(Primacy::Acted)
-    }
-
-    /// What this node holds is not known from the ledger: the servers' own histories are compared. What nobody knows is
-    /// never removed; where the histories part, a person settles it.
-    async fn compare_histories(
-        &mut self,
-        node: NodeId,
-        turn: &Turn,
-        own: &Own,
-        facts: Option<&ServerFacts>,
-    ) -> Result<Primacy, Trouble> {
-        match self.lineage {
-            Lineage::Unknown => {
-                self.data()?;
-                let looked = self.check_lineage(turn, facts).await?;
-                Ok(if looked { Primacy::Acted } else { Primacy::Free })
-            }
-            Lineage::Diverged { .. } => Ok(Primacy::Free),
-            Lineage::Follows | Lineage::LogGone { .. } => {
-                match self.part.council.word_of(node, turn.now).and_then(|word| word.serving) {
-                    Some(serving) => self.attach(node, serving, turn, own).await,
-                    None => Ok(Primacy::Waits),
-                }
-            }
-        }
-    }
-
-    /// Before the database is copied from `source`: what lies here is forgotten, and what will lie here is known.
-    pub(super) fn expect_copy(&mut self, source: NodeId, now: Moment) -> Result<Option<(Timeline, Epoch)>, Trouble> {
-        let ledger = self.part.ledger.ledger().replaced();
-        self.part.ledger.save(ledger)?;
-        self.part.follow = None;
-        Ok(self.part.council.word_of(source, now).and_then(|word| word.lineage))
-    }
-
-    /// The copy is complete; it ends on the timeline that its source was on throughout.
-    pub(super) fn copied(&mut self, lineage: Option<(Timeline, Epoch)>) -> Result<(), Trouble> {
-        let Some((timeline, epoch)) = lineage else { return Ok(()) };
-        let mut ledger = self.part.ledger.ledger().clone();
-        ledger.begun.insert(timeline.0, epoch);
-        self.part.calm = None;
-        self.part.ledger.save(ledger)
-    }
-
-    /// What this node holds beyond the primary's history, or cannot be told apart from it, has to go.
-    async fn give_up_data(&mut self, holds: Recruited) -> Result<(), Trouble> {
-        let name = self.parts.config.name.clone();
-        tracing::warn!(node = %name, position = %holds.position, "the data here is given up for a fresh copy");
-        self.stop_server("its data is replaced by the primary's").await?;
-        let me = Some(&name);
-        let text = format!("{name} is rebuilt: its data ends at {} outside the primary's history", holds.position);
-        self.parts
-            .store
-            .update(|state| {
-                let mut next = state.clone();
-                history::record(&mut next, crate::clock::wall(), "node-rebuilt", me, text.clone(), history::STEMMA);
-                Ok((Some(next), ()))
-            })
-            .await?;
-        self.part.ledger.save(self.part.ledger.ledger().replaced())?;
-        postgres::clone::mark_for_removal(
-            &self.parts.node.data_dir,
-            self.parts.spec.user.as_ref(),
-            crate::clock::wall(),
-        )?;
-        self.control = None;
-        self.lineage = Lineage::Unknown;
-        Ok(())
     }
 }
