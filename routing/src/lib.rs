@@ -9,6 +9,7 @@ pub mod consistency;
 pub mod hint;
 pub mod lex;
 pub mod names;
+pub mod refusal;
 pub mod route;
 pub mod words;
 
@@ -17,4 +18,5 @@ pub use classify::{Context, Session, Standing, analyse, classify};
 pub use consistency::Level;
 pub use hint::{Hint, Target};
 pub use lex::{Encoding, Lexing};
+pub use refusal::{Refusal, refusal};
 pub use route::{Class, Effect, Reason, Route};
