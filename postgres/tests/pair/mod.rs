@@ -125,6 +125,16 @@ impl Node {
             .collect()
     }
 
+    /// A connection of a client's own.
+    pub async fn client(&self, database: &str) -> tokio_postgres::Client {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(&self.spec.socket_dir).port(self.spec.port).dbname(database);
+        config.user(&self.spec.superuser).password(PASSWORD);
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        client
+    }
+
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
             host: "127.0.0.1".into(),
@@ -218,7 +228,7 @@ impl Pair {
     pub async fn reunited(&mut self) {
         let follower = self.new.follower();
         self.old.start(follower).await;
-        self.new.run("INSERT INTO t VALUES (1000, 'after')").await;
+        self.new.run("INSERT INTO t VALUES (1000, 'after') ON CONFLICT (id) DO UPDATE SET v = 'again'").await;
         let all = "SELECT * FROM t ORDER BY 1";
         let wanted = self.new.ask(all).await;
         until("the same rows", async || self.old.ask(all).await == wanted).await;
@@ -230,7 +240,7 @@ impl Drop for Pair {
     fn drop(&mut self) {
         for node in [&self.old, &self.new] {
             for pid in server_processes(&node.spec.data_dir) {
-                let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+                let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
             }
         }
     }
