@@ -1,4 +1,8 @@
 //! Two real servers that change places: one is the primary, the other its replica, promoted by hand.
+//!
+//! Shared by several tests, none of which uses all of it.
+
+#![allow(dead_code)]
 
 use model::NodeName;
 use model::observe::CloneProgress;
