@@ -12,6 +12,7 @@ mod files;
 mod hba;
 pub mod initdb;
 pub mod install;
+mod log_end;
 pub mod manifest;
 pub mod os_user;
 pub mod process;
@@ -38,12 +39,14 @@ pub use control_file::{ControlFile, ControlState, read_control_file};
 pub use data_dir::{DataDir, check_data_dir};
 pub use initdb::initdb;
 pub use install::{Installation, find_installation};
+pub use log_end::{shutdown_end, timeline_of_log};
 pub use os_user::{OsUser, server_user};
 pub use process::{
     Server, StopMode, kill_everything, last_words, receiver_processes, server_log_size, server_log_tail,
     server_processes, terminate_receiver,
 };
 pub use recover::{Recovered, crash_recover};
+pub use reload::cut_receiver;
 pub use running::{ActiveFiles, whereabouts, write_active};
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
 pub use sql::Sql;
