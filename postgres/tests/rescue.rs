@@ -418,3 +418,78 @@ async fn a_record_torn_by_the_crash_does_not_end_the_reading() {
     assert_eq!(saved.not_decoded, Vec::<String>::new());
     pair.reunited().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_file_that_is_gone_are_counted_and_not_guessed() {
+    let mut pair = Pair::new(&[("wal_level", "replica")], true).await;
+    pair.old.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'common' FROM generate_series(1, 9) g").await;
+    pair.part().await;
+    pair.old.run("CHECKPOINT").await;
+    pair.old.run("INSERT INTO t VALUES (50, 'lost')").await;
+    pair.old.run("UPDATE t SET id = 51 WHERE id = 50").await;
+    pair.old.run("UPDATE t SET v = 'changed' WHERE id = 2").await;
+    pair.old.run("DELETE FROM t WHERE id IN (3, 51)").await;
+    pair.old.run("TRUNCATE t; INSERT INTO t VALUES (60, 'after')").await;
+    pair.old.kill().await;
+    let desk = Desk::of(&pair);
+    let came = desk.comeback(&pair).await.expect("came back");
+    let saved = bundle(&came);
+    // The old file is gone with the truncation, and the bundle says so instead of guessing.
+    let notes = saved.not_decoded.join("\n");
+    assert!(notes.contains("5 changes in file") && notes.contains("no table is in it any more"), "{notes}");
+    assert_eq!(
+        essence(&desk.lines(saved)),
+        [json!(["insert", "t", { "id": "60" }, null, { "id": "60", "v": "after" }])]
+    );
+    pair.reunited().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_tell_rows_that_the_log_does_not() {
+    let mut pair = Pair::new(&[("wal_level", "replica")], true).await;
+    pair.old.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'common' FROM generate_series(1, 9) g").await;
+    pair.part().await;
+    pair.old.run("CHECKPOINT").await;
+    pair.old.run("INSERT INTO t VALUES (50, 'lost')").await;
+    pair.old.run("UPDATE t SET id = 51 WHERE id = 50").await;
+    pair.old.run("DELETE FROM t WHERE id IN (3, 51)").await;
+    pair.old.kill().await;
+    let desk = Desk::of(&pair);
+    let came = desk.comeback(&pair).await.expect("came back");
+    let saved = bundle(&came);
+    let row = |id: &str, v: &str| json!({ "id": id, "v": v });
+    let id = |id: &str| json!({ "id": id });
+    assert_eq!(
+        essence(&desk.lines(saved)),
+        [
+            json!(["insert", "t", id("50"), null, row("50", "lost")]),
+            json!(["update", "t", id("50"), row("50", "lost"), row("51", "lost")]),
+            json!(["delete", "t", id("3"), row("3", "common"), null]),
+            json!(["delete", "t", id("51"), row("51", "lost"), null]),
+        ]
+    );
+    assert_eq!(saved.counts.incomplete, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_removed_of_its_log_is_said_and_the_rest_is_saved() {
+    let mut pair = Pair::new(&[], true).await;
+    pair.old.run("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    pair.part().await;
+    pair.old.run("INSERT INTO t VALUES (1, 'in the part that was removed')").await;
+    let first = pair.old.ask("SELECT pg_walfile_name(pg_current_wal_lsn())").await.remove(0);
+    for id in [2, 3] {
+        pair.old.run("SELECT pg_switch_wal()").await;
+        pair.old.run("CHECKPOINT").await;
+        pair.old.run(&format!("INSERT INTO t VALUES ({id}, 'kept')")).await;
+    }
+    pair.old.kill().await;
+    std::fs::remove_file(pair.old.spec.data_dir.join("pg_wal").join(first)).expect("removed");
+    let desk = Desk::of(&pair);
+    let came = desk.comeback(&pair).await.expect("came back");
+    let saved = bundle(&came);
+    assert_eq!(saved.counts.inserts, 2);
+    assert!(saved.not_decoded.iter().any(|note| note.contains("was removed by the server")), "{saved:?}");
+    assert!(matches!(came.way, Way::Rebuild { .. }), "without that log it cannot be rewound");
+    assert!(!pair.old.spec.data_dir.join("standby.signal").exists());
+}

@@ -25,7 +25,7 @@ const PASSWORD: &str = "it's a secret";
 /// One server in a directory of its own.
 pub struct Node {
     pub spec: ServerSpec,
-    config: ServerConfig,
+    pub config: ServerConfig,
     pub server: Option<Server>,
     pub sql: Sql,
 }
