@@ -6,17 +6,21 @@
 pub mod catalog;
 pub mod classify;
 pub mod consistency;
+pub mod fingerprint;
 pub mod hint;
 pub mod lex;
 pub mod names;
 pub mod refusal;
 pub mod route;
+pub mod token;
 pub mod words;
 
 pub use catalog::Catalog;
 pub use classify::{Context, Session, Standing, analyse, classify};
 pub use consistency::Level;
+pub use fingerprint::{Cache, Fingerprint};
 pub use hint::{Hint, Target};
 pub use lex::{Encoding, Lexing};
 pub use refusal::{Refusal, refusal};
 pub use route::{Class, Effect, Reason, Route};
+pub use token::{Lineage, Point, Token};
