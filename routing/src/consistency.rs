@@ -8,7 +8,7 @@ mod tests;
 
 pub use history::History;
 pub use replica::{Health, Replica, Requirement, Why, answer_is_safe, eligible};
-pub use session::{Memory, Need, Sampler};
+pub use session::{Ack, Ask, Memory, Need, OnPrimary, Sampler, wait_budget};
 
 use model::Millis;
 use std::fmt;

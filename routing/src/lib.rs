@@ -3,6 +3,7 @@
 //! Floor 2: uses `model` only. No I/O, no clock, no randomness, no async. A wrong "replica" is a defect, a wrong
 //! "primary" only a slow query: whatever is not understood goes to the primary.
 
+pub mod balance;
 pub mod catalog;
 pub mod classify;
 pub mod consistency;
@@ -15,6 +16,7 @@ pub mod route;
 pub mod token;
 pub mod words;
 
+pub use balance::{Balancer, Candidate, Choice, Method, Policy};
 pub use catalog::Catalog;
 pub use classify::{Context, Session, Standing, analyse, classify};
 pub use consistency::Level;

@@ -1,6 +1,5 @@
 //! Stories of what a session did and saw, and what it may read next.
 
-use super::session::{Ack, Ask, OnPrimary};
 use super::*;
 use crate::token::{BadToken, Lineage, Point, Switch};
 use model::{Epoch, LagBytes, Lsn, Moment, NodeId, ReplicaKind, Timeline};
@@ -174,6 +173,15 @@ fn a_floor_follows_the_lineage_or_is_lost() {
     assert!(matches!(lost.on_lineage(&lineage), Err(BadToken::Lost { .. })));
     lost.accept_loss();
     assert_eq!(lost.on_lineage(&lineage), Ok(()));
+}
+
+#[test]
+fn a_read_waits_no_longer_than_the_primary_would_take() {
+    use model::Millis;
+    assert_eq!(wait_budget(None, Millis(3)), Millis(6));
+    assert_eq!(wait_budget(None, Millis(500)), Millis(20));
+    assert_eq!(wait_budget(None, Millis(0)), Millis(1));
+    assert_eq!(wait_budget(Some(Millis(100)), Millis(3)), Millis(100));
 }
 
 #[test]
