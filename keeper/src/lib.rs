@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod driver;
 pub mod enrol;
+mod failover;
 mod files;
 pub mod identity;
 mod local;

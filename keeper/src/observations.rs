@@ -4,6 +4,8 @@
 //! metrics) reads the same judged value.
 
 use crate::clock;
+use crate::failover::{Council, Word};
+use crate::local::Local;
 use crate::mesh::Mesh;
 use crate::store::Store;
 use arc_swap::ArcSwapOption;
@@ -26,7 +28,11 @@ const JUDGE_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Serialize, Deserialize)]
 pub struct Heartbeat {
     /// The newest sample, if it is newer than the one sent before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<NodeSample>,
+    /// What the keeper says of itself.
+    #[serde(default)]
+    pub(crate) word: Word,
 }
 
 /// All observations of one keeper.
@@ -37,6 +43,10 @@ pub struct Observations {
     status: ArcSwapOption<ClusterStatus>,
     judged: watch::Sender<u64>,
     news: Notify,
+    council: Arc<Council>,
+    local: Arc<Local>,
+    /// Another keeper knows a newer state than this one.
+    pub(crate) newer_state: Notify,
 }
 
 #[derive(Clone)]
@@ -47,8 +57,11 @@ struct Heard {
 
 impl Observations {
     /// Empty observations of node `me`.
-    pub fn new(me: NodeId) -> Arc<Observations> {
+    pub(crate) fn new(me: NodeId, council: Arc<Council>, local: Arc<Local>) -> Arc<Observations> {
         Arc::new(Observations {
+            council,
+            local,
+            newer_state: Notify::new(),
             me,
             heard: Mutex::new(BTreeMap::new()),
             own: watch::channel(None).0,
@@ -63,7 +76,16 @@ impl Observations {
         let sample = match body {
             [] => None,
             body => match serde_json::from_slice::<Heartbeat>(body) {
-                Ok(heartbeat) => heartbeat.sample.filter(|sample| sample.node == from),
+                Ok(heartbeat) => {
+                    let news = self.council.hear(from, heartbeat.word, received);
+                    if news.matters {
+                        self.local.drive_now.notify_one();
+                    }
+                    if news.newer_state {
+                        self.newer_state.notify_one();
+                    }
+                    heartbeat.sample.filter(|sample| sample.node == from)
+                }
                 Err(error) => {
                     tracing::debug!(node = %from, %error, "heartbeat not understood");
                     None
@@ -99,6 +121,10 @@ impl Observations {
     /// This node's own newest sample.
     pub fn own(&self) -> Option<Arc<NodeSample>> {
         self.own.borrow().clone()
+    }
+    /// The same, with the moment at which it was taken.
+    pub fn own_observed(&self) -> Option<Observed> {
+        self.of(self.me)
     }
     /// Wakes at every own sample.
     pub fn own_changes(&self) -> watch::Receiver<Option<Arc<NodeSample>>> {

@@ -34,18 +34,22 @@ pub struct Versioned<T> {
 pub struct Store {
     consensus: Arc<dyn Consensus>,
     state: watch::Receiver<Option<Arc<Versioned<ClusterState>>>>,
+    /// What was read or written here is known at once, not only when the store announces it.
+    learnt: Arc<watch::Sender<Option<Arc<Versioned<ClusterState>>>>>,
     secrets: watch::Receiver<Option<Arc<Versioned<Secrets>>>>,
 }
 
 impl Store {
     /// Follows `consensus` until `stop`.
     pub fn follow(consensus: Arc<dyn Consensus>, stop: &CancellationToken) -> Store {
-        let state = parsed(consensus.watch(CLUSTER_KEY), stop, parse_state);
+        let learnt = parsed(consensus.watch(CLUSTER_KEY), stop, parse_state);
+        let state = learnt.subscribe();
         let secrets = parsed(consensus.watch(SECRETS_KEY), stop, |body| {
             serde_json::from_slice(body)
                 .map_err(|error| Trouble::internal("cluster secrets unreadable", "").because(error))
-        });
-        Store { consensus, state, secrets }
+        })
+        .subscribe();
+        Store { consensus, state, learnt, secrets }
     }
 
     /// The newest state known here; `None` until the first arrived. May be stale: good for acting on one's own node,
@@ -93,12 +97,14 @@ impl Store {
     }
 
     /// A linearizable read of the state.
-    pub async fn read(&self) -> Result<Versioned<ClusterState>, Trouble> {
+    pub async fn read(&self) -> Result<Arc<Versioned<ClusterState>>, Trouble> {
         let document = self.consensus.read(CLUSTER_KEY).await.map_err(Trouble::from)?;
         let document = document.ok_or_else(|| {
             Trouble::not_enrolled("the cluster's state is empty", "run `stemma init` on the first node")
         })?;
-        Ok(Versioned { version: document.version, value: parse_state(&document.body)? })
+        let state = Arc::new(Versioned { version: document.version, value: parse_state(&document.body)? });
+        learn(&self.learnt, state.clone());
+        Ok(state)
     }
 
     /// Changes the state. `change` sees the newest state and returns the next one, or `None` when there is nothing to
@@ -128,7 +134,10 @@ impl Store {
                     .map_err(|error| Trouble::internal("cluster state cannot be written", "").because(error))?;
                 attempts += 1;
                 match self.consensus.write(CLUSTER_KEY, current.version, body).await {
-                    Ok(_) => return Ok(result),
+                    Ok(version) => {
+                        learn(&self.learnt, Arc::new(Versioned { version, value: next }));
+                        return Ok(result);
+                    }
                     Err(WriteError::Store(error)) => return Err(error.into()),
                     Err(again @ (WriteError::Conflict { .. } | WriteError::Unknown { .. })) => last = Some(again),
                 }
@@ -189,16 +198,16 @@ fn parsed<T: Send + Sync + 'static>(
     mut documents: watch::Receiver<Option<Document>>,
     stop: &CancellationToken,
     parse: impl Fn(&[u8]) -> Result<T, Trouble> + Send + 'static,
-) -> watch::Receiver<Option<Arc<Versioned<T>>>> {
-    let (sender, receiver) = watch::channel(None);
-    let stop = stop.clone();
+) -> Arc<watch::Sender<Option<Arc<Versioned<T>>>>> {
+    let sender = Arc::new(watch::Sender::new(None));
+    let (stop, learnt) = (stop.clone(), sender.clone());
     tokio::spawn(async move {
         loop {
             let document = documents.borrow_and_update().clone();
             if let Some(document) = document {
                 match parse(&document.body) {
                     Ok(value) => {
-                        sender.send_replace(Some(Arc::new(Versioned { version: document.version, value })));
+                        learn(&learnt, Arc::new(Versioned { version: document.version, value }));
                     }
                     Err(trouble) => tracing::error!(%trouble, "document from consensus not understood"),
                 }
@@ -209,5 +218,16 @@ fn parsed<T: Send + Sync + 'static>(
             }
         }
     });
-    receiver
+    sender
+}
+
+/// Makes a document known unless a newer one is.
+fn learn<T>(known: &watch::Sender<Option<Arc<Versioned<T>>>>, document: Arc<Versioned<T>>) {
+    known.send_if_modified(|known| {
+        let newer = known.as_ref().is_none_or(|known| document.version > known.version);
+        if newer {
+            *known = Some(document);
+        }
+        newer
+    });
 }
