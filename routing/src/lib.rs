@@ -3,20 +3,26 @@
 //! Floor 2: uses `model` only. No I/O, no clock, no randomness, no async. A wrong "replica" is a defect, a wrong
 //! "primary" only a slow query: whatever is not understood goes to the primary.
 
+pub mod balance;
 pub mod catalog;
 pub mod classify;
 pub mod consistency;
+pub mod fingerprint;
 pub mod hint;
 pub mod lex;
 pub mod names;
 pub mod refusal;
 pub mod route;
+pub mod token;
 pub mod words;
 
+pub use balance::{Balancer, Candidate, Choice, Method, Policy};
 pub use catalog::Catalog;
 pub use classify::{Context, Session, Standing, analyse, classify};
 pub use consistency::Level;
+pub use fingerprint::{Cache, Fingerprint};
 pub use hint::{Hint, Target};
 pub use lex::{Encoding, Lexing};
 pub use refusal::{Refusal, refusal};
 pub use route::{Class, Effect, Reason, Route};
+pub use token::{Lineage, Point, Token};
