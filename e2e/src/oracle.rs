@@ -60,7 +60,8 @@ impl Oracle {
             let table =
                 "CREATE TABLE IF NOT EXISTS oracle (id bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())";
             client.batch_execute(table).await.expect("the table can be made");
-            let row = client.query_one("SELECT coalesce(max(id), 0) FROM oracle", &[]).await.expect("the table is read");
+            let row =
+                client.query_one("SELECT coalesce(max(id), 0) FROM oracle", &[]).await.expect("the table is read");
             row.get::<_, i64>(0)
         });
         let shared = Arc::new(Shared::default());

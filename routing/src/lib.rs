@@ -9,6 +9,7 @@ pub mod classify;
 pub mod consistency;
 pub mod fingerprint;
 pub mod hint;
+pub mod import;
 pub mod lex;
 pub mod names;
 pub mod refusal;

@@ -7,8 +7,8 @@ use cluster::failover::detect::{self, OwnWord};
 use cluster::failover::ledger::Refused;
 use cluster::failover::order::{self, Action, Own, Server, Serving, View};
 use cluster::failover::{HAND_OVER_WAIT, Policy, procedure, recruit};
-use cluster::sync::{self, ServerSync};
 use cluster::naming;
+use cluster::sync::{self, ServerSync};
 use model::failover::{FailoverPhase, Recruited};
 use model::observe::ServerFacts;
 use model::state::Stage;
@@ -207,11 +207,8 @@ impl Driver {
             return Ok(Seen { server, holds: None, recruited: None, timeline: Some(Timeline(0)) });
         };
         self.part.answered_at = turn.now;
-        let seen = if facts.in_recovery {
-            self.see_replica(turn, facts, busy).await?
-        } else {
-            self.see_primary(turn, facts)?
-        };
+        let seen =
+            if facts.in_recovery { self.see_replica(turn, facts, busy).await? } else { self.see_primary(turn, facts)? };
         self.part.last_seen = Some(seen.server.clone());
         Ok(seen)
     }
@@ -224,7 +221,8 @@ impl Driver {
             timeline: None,
         };
         let data_dir = self.parts.node.data_dir.clone();
-        let Ok(postgres::DataDir::Cluster(control)) = postgres::check_data_dir(&data_dir, self.parts.spec.user.as_ref())
+        let Ok(postgres::DataDir::Cluster(control)) =
+            postgres::check_data_dir(&data_dir, self.parts.spec.user.as_ref())
         else {
             return Ok(nothing);
         };
@@ -280,8 +278,7 @@ impl Driver {
         let on_disk = postgres::timeline_of_log(data_dir, position, file.segment_bytes.into())?;
         let timeline = facts.timeline.max(on_disk.unwrap_or_default());
         let follows = if self.part.detached { None } else { Some(self.part.follow.unwrap_or((NodeId(0), Epoch(0)))) };
-        let receiver =
-            if busy { !postgres::receiver_processes(data_dir).is_empty() } else { facts.receiver.is_some() };
+        let receiver = if busy { !postgres::receiver_processes(data_dir).is_empty() } else { facts.receiver.is_some() };
         let loose = follows.is_none() && !receiver;
         // What was received in this life of the server was asked for only after all that lay here had been replayed; the
         // end of that is known only once replay has come to it.
@@ -368,11 +365,8 @@ impl Driver {
         let (serving, follows) = match &own.server {
             Server::Primary { healthy: true, .. } => {
                 let timeline = seen.timeline.unwrap_or_default();
-                let serving = seen.holds.map(|holds| Serving {
-                    epoch: self.part.served,
-                    lineage: holds.lineage,
-                    timeline,
-                });
+                let serving =
+                    seen.holds.map(|holds| Serving { epoch: self.part.served, lineage: holds.lineage, timeline });
                 (serving, None)
             }
             Server::Replica { follows, .. } => (None, *follows),
@@ -416,7 +410,8 @@ impl Driver {
         let others = self.part.council.others(state, sample, turn.now);
         let policy = Policy::default();
         let can = state.paused.is_none() && policy.automatic && recruit::reachable(state, &others.alive);
-        let redo = postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
+        let redo =
+            postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
         let backlog = self.part.was_at.map_or(0, |at| at.lag_of(redo).0);
         let expected = Millis(RESTART_EXPECTED.0 + backlog / REPLAY_BYTES_PER_MS);
         match detect::after_crash(expected, policy.failover_expected, self.failures, can) {

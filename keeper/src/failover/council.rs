@@ -185,7 +185,8 @@ impl Council {
             }
         }
         let facts = sample.and_then(|(sample, at)| Some((sample.facts.as_ref()?, at)));
-        let said = inner.leader.filter(|leader| *leader != self.me).map(|leader| (leader, inner.said(leader, facts, now)));
+        let said =
+            inner.leader.filter(|leader| *leader != self.me).map(|leader| (leader, inner.said(leader, facts, now)));
         Word {
             report: inner.report(now),
             serving: inner.own.serving,
@@ -263,9 +264,10 @@ impl Council {
     /// Something is going on, or the leader is quieter than it should be: look more often.
     pub fn restless(&self, now: Moment) -> bool {
         let inner = self.lock();
-        let quiet = inner.leader.filter(|leader| *leader != self.me).is_some_and(|leader| {
-            inner.silence(leader, now).0 > model::limits::HEARTBEAT_INTERVAL.0 * 3
-        });
+        let quiet = inner
+            .leader
+            .filter(|leader| *leader != self.me)
+            .is_some_and(|leader| inner.silence(leader, now).0 > model::limits::HEARTBEAT_INTERVAL.0 * 3);
         quiet || inner.phase.is_some() || inner.dead_since.is_some()
     }
 
