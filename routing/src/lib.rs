@@ -7,6 +7,7 @@ pub mod balance;
 pub mod catalog;
 pub mod classify;
 pub mod consistency;
+pub mod dsn;
 pub mod fingerprint;
 pub mod hint;
 pub mod import;
