@@ -375,6 +375,8 @@ impl Keeper {
         let (mut outcome, addresses) = outcome?;
         if outcome.changed && !dry_run {
             failpoint::pass("command.written");
+            // Who looks at the status after the answer must not be shown the cluster of before.
+            self.observations.judged_from(self.store.state().map_or(0, |state| state.version)).await;
         }
         if let (Some(pair), Command::CreateToken { role, .. }) = (outcome.token.take(), &command) {
             let (id, secret) = pair

@@ -6,6 +6,7 @@
 
 pub(crate) mod mark;
 
+use crate::clone::read_rows;
 use crate::control_file::read_control_file;
 use crate::files::{give, refused, replace};
 use crate::process::{clean_command, kill_everything, server_processes};
@@ -14,6 +15,7 @@ use crate::spec::ServerSpec;
 use crate::wire::WireError;
 use model::Trouble;
 use model::observe::CloneProgress;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -97,8 +99,9 @@ pub fn possible(spec: &ServerSpec) -> Result<(), Trouble> {
 }
 
 /// Makes the primary write a checkpoint on its timeline: until then its control file names the one before, and the tool
-/// would find nothing to do. Any role that may replicate can do so, by beginning a base backup.
-pub async fn checkpoint(source: &Endpoint) -> Result<(), Trouble> {
+/// would find nothing to do. Any role that may replicate can do so, by beginning a base backup. Gives the tablespaces
+/// that the primary has.
+pub async fn checkpoint(source: &Endpoint) -> Result<BTreeSet<u32>, Trouble> {
     let asked = async {
         let mut client = ReplicationClient::connect_wire(source).await?;
         let sql = if client.server_major() >= 15 {
@@ -107,9 +110,11 @@ pub async fn checkpoint(source: &Endpoint) -> Result<(), Trouble> {
             "BASE_BACKUP LABEL 'stemma checkpoint' FAST NOWAIT MANIFEST 'no'"
         };
         client.connection.send_query(sql).await?;
-        // The first row comes when the checkpoint is done; hanging up ends the backup.
-        while client.connection.next().await?.tag != b'D' {}
-        Ok::<(), WireError>(())
+        // The first answer comes when the checkpoint is done, the second names the tablespaces; hanging up ends the
+        // backup.
+        read_rows(&mut client).await?;
+        let spaces = read_rows(&mut client).await?;
+        Ok::<_, WireError>(spaces.iter().filter_map(|row| row.first()?.as_ref()?.parse().ok()).collect())
     };
     asked.await.map_err(|error| error.into_trouble(&format!("no checkpoint at {source}"), Trouble::link_down))
 }
@@ -130,7 +135,7 @@ pub async fn run(
         possible(spec)?;
         no_processes(spec)?;
         progress.send_modify(|shown| shown.phase = "rewind: checkpoint".into());
-        checkpoint(source).await?;
+        check_spaces(spec, &checkpoint(source).await?)?;
         Ok::<Vec<(&str, Vec<u8>)>, Trouble>(own_files(&spec.data_dir))
     };
     let kept = tokio::select! {
@@ -146,12 +151,35 @@ pub async fn run(
     if plan.iter().any(|line| line.contains("no rewind required")) {
         return Ok(Rewound::NotRequired);
     }
-    mark::set(&spec.data_dir, &source.to_string()).map_err(RewindError::Untouched)?;
+    mark::set(&spec.data_dir, &source.to_string())
+        .map_err(|trouble| RewindError::Untouched(unmarked(spec, trouble)))?;
     progress.send_modify(|shown| shown.phase = "rewind".into());
     tool.run(false).await.map_err(RewindError::Broken)?;
     finish(spec, kept).map_err(RewindError::Broken)?;
     mark::clear(&spec.data_dir).map_err(RewindError::Broken)?;
     Ok(Rewound::Done)
+}
+
+/// The tool would make a link to the place that a new tablespace has at the source. On one machine that is the
+/// source's own directory, and elsewhere nobody chose that place.
+fn check_spaces(spec: &ServerSpec, theirs: &BTreeSet<u32>) -> Result<(), Trouble> {
+    let missing = theirs.iter().find(|oid| !spec.data_dir.join("pg_tblspc").join(oid.to_string()).exists());
+    match missing {
+        None => Ok(()),
+        Some(oid) => Err(Trouble::diverged(
+            format!("the primary has a tablespace (oid {oid}) that {} does not have", spec.data_dir.display()),
+            "the node is rebuilt from a base backup",
+        )),
+    }
+}
+
+/// Without a mark a rewind that is cut off could be taken for a sound database.
+fn unmarked(spec: &ServerSpec, trouble: Trouble) -> Trouble {
+    Trouble::diverged(
+        format!("{} cannot be marked as being rewound", spec.data_dir.display()),
+        "the node is rebuilt from a base backup; let the keeper write into the directory above data_dir",
+    )
+    .because(trouble)
 }
 
 fn no_processes(spec: &ServerSpec) -> Result<(), Trouble> {

@@ -163,3 +163,89 @@ async fn an_old_primary_that_lost_nothing_needs_no_rewind() {
     assert_eq!(rewound(&pair).await, Ok(Rewound::NotRequired));
     pair.reunited().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tablespace_that_only_the_primary_has_is_no_place_to_write_to() {
+    let mut pair = Pair::new(&[], true).await;
+    parted(&mut pair).await;
+    let place = pair.directory.path().join("n2/space");
+    fs::create_dir(&place).expect("mkdir");
+    if let Some(user) = &pair.new.spec.user {
+        std::os::unix::fs::chown(&place, Some(user.uid), Some(user.gid)).expect("chown");
+    }
+    let client = pair.new.client("postgres").await;
+    client.batch_execute(&format!("CREATE TABLESPACE apart LOCATION '{}'", place.display())).await.expect("made");
+    client.batch_execute("CREATE TABLE public.there (id int) TABLESPACE apart").await.expect("made");
+    crash_recover(&pair.old.spec, SOON).await.expect("recovered");
+    match rewound(&pair).await {
+        Err(RewindError::Untouched(trouble)) => assert!(trouble.reason.contains("has a tablespace"), "{trouble}"),
+        other => panic!("{other:?}"),
+    }
+    client
+        .batch_execute("INSERT INTO public.there VALUES (1); CHECKPOINT")
+        .await
+        .expect("the primary's files are whole");
+}
+
+mod tls {
+    use super::*;
+    use postgres::{TlsFiles, replication::Endpoint};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    /// The node's certificate in files that its server can read, and in memory for our own connections.
+    fn member(ca: &CertifiedIssuer<'static, KeyPair>, node: &mut pair::Node, name: &str) -> Arc<rustls::ClientConfig> {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, ca).expect("signed").pem();
+        let home = node.spec.data_dir.parent().expect("above").to_owned();
+        let write = |file: &str, body: &str| {
+            let path = home.join(file);
+            fs::write(&path, body).expect("written");
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
+            if let Some(user) = &node.spec.user {
+                std::os::unix::fs::chown(Path::new(&path), Some(user.uid), Some(user.gid)).expect("owner");
+            }
+            path
+        };
+        let files = TlsFiles {
+            cert: write("node.crt", &certificate),
+            key: write("node.key", &key.serialize_pem()),
+            ca: write("ca.crt", &ca.pem()),
+        };
+        node.spec.tls_files = Some(files);
+        node.config.tls = true;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca.pem().as_bytes()).expect("certificate")).expect("a CA");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().expect("versions").with_root_certificates(roots);
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("certificate");
+        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).expect("key");
+        Arc::new(builder.with_client_auth_cert(vec![certificate], key).expect("client certificate"))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn with_tls_the_nodes_certificate_opens_the_source() {
+        let mut pair = Pair::new(&[], true).await;
+        parted(&mut pair).await;
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("signed");
+        pair.new.stop().await;
+        member(&ca, &mut pair.new, "n2");
+        pair.new.start(postgres::ServerRole::Primary).await;
+        let ours = member(&ca, &mut pair.old, "n1");
+        crash_recover(&pair.old.spec, SOON).await.expect("recovered");
+        let source = Endpoint { tls: Some(ours), password: None, ..pair.new.endpoint() };
+        let cancel = CancellationToken::new();
+        let done = rewind::run(&pair.old.spec, &source, &unseen(), SOON, &cancel).await;
+        assert_eq!(done, Ok(Rewound::Done));
+
+        // A password opens nothing there.
+        assert!(matches!(rewound(&pair).await, Err(RewindError::Untouched(_))));
+    }
+}

@@ -57,6 +57,7 @@ impl Place {
 }
 
 fn main() {
+    assert!(std::env::var_os("STEMMA_BIN").is_some(), "STEMMA_BIN names the program to be measured");
     let mut arguments = std::env::args().skip(1);
     let fault = arguments.next().unwrap_or_else(|| "crash".to_owned());
     let runs: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(5);
@@ -123,7 +124,7 @@ fn main() {
 
 fn inject(fault: &str, place: &Place, primary: &str, names: &[&str]) {
     match (fault, place) {
-        ("crash", Place::Here(sandbox)) => sandbox.act(&["crash", primary, "--what", "server"]),
+        ("crash", Place::Here(sandbox)) => sandbox.act(&["crash", primary, "--what", "postgres"]),
         ("host" | "async-host", Place::Here(sandbox)) => sandbox.act(&["crash", primary, "--what", "host"]),
         ("isolate", Place::Apart(wired)) => wired.cut(primary),
         ("switchover", place) => {

@@ -27,8 +27,9 @@ const LIST_DEADLINE: Duration = Duration::from_secs(2);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(6);
 /// A primary that does not come up for this long counts as stalled.
 const START_PATIENCE: Millis = Millis(10_000);
-/// Time that starting a server and attaching its replicas takes apart from replay.
-const RESTART_EXPECTED: Millis = Millis(300);
+/// Time that starting a server, syncing its directory and attaching its replicas takes apart from replay; measured
+/// 1.3 s and more on a busy machine.
+const RESTART_EXPECTED: Millis = Millis(1_000);
 /// Log replayed in a millisecond, at the least: for a guess whether a restart or a failover is quicker.
 const REPLAY_BYTES_PER_MS: u64 = 50_000;
 

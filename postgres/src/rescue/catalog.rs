@@ -39,6 +39,8 @@ pub(crate) struct Relation {
     pub oid: u32,
     pub schema: String,
     pub name: String,
+    /// A materialized view: others' rows once more.
+    pub derived: bool,
     /// The file it is in.
     pub file: u32,
     pub columns: Vec<Column>,
@@ -219,7 +221,7 @@ fn relations_question(files: &BTreeSet<u32>, oids: &BTreeSet<u32>) -> String {
          (SELECT e.enumtypid, json_object_agg(e.oid, e.enumlabel) AS all_labels FROM pg_enum e
           WHERE e.enumtypid IN (SELECT atttypid FROM pg_attribute WHERE attrelid = c.oid) GROUP BY 1) l)";
     format!(
-        "SELECT json_build_object('oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname,
+        "SELECT json_build_object('oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname, 'derived', c.relkind = 'm',
              'file', coalesce(pg_relation_filenode(c.oid), 0)::int8,
              'utf8', pg_encoding_to_char(d.encoding) = 'UTF8', 'key', {key}, 'columns', {columns}, 'labels', {labels})
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,

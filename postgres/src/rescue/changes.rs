@@ -43,10 +43,29 @@ pub(crate) enum OldRow {
 /// One change of one row, or of whole tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    Insert { file: RelFile, at: Tid, row: Option<RawRow> },
-    Update { file: RelFile, from: Tid, to: Tid, old: OldRow, row: Option<RawRow> },
-    Delete { file: RelFile, at: Tid, old: OldRow },
-    Truncate { database: u32, relations: Vec<u32> },
+    Insert {
+        file: RelFile,
+        at: Tid,
+        row: Option<RawRow>,
+    },
+    /// `keyed`: were the key another one than before, the log would tell the old one.
+    Update {
+        file: RelFile,
+        from: Tid,
+        to: Tid,
+        old: OldRow,
+        row: Option<RawRow>,
+        keyed: bool,
+    },
+    Delete {
+        file: RelFile,
+        at: Tid,
+        old: OldRow,
+    },
+    Truncate {
+        database: u32,
+        relations: Vec<u32>,
+    },
 }
 
 /// A change and where it stands.
@@ -271,6 +290,7 @@ impl Collector {
     fn update(&mut self, record: &Record) -> Option<()> {
         const WHOLE: u8 = 0x04;
         const KEY: u8 = 0x08;
+        const FOR_DECODING: u8 = 0x10;
         const FROM_OLD: u8 = 0x20 | 0x40;
         let to_block = record.blocks.iter().find(|block| block.id == 0)?;
         let from_block = record.blocks.iter().find(|block| block.id == 1).unwrap_or(to_block);
@@ -284,7 +304,7 @@ impl Collector {
         let old = old_row(main.0, flags & WHOLE != 0, flags & KEY != 0);
         // Without logical decoding in mind the server leaves out what the new version has in common with the old one.
         let row = if flags & FROM_OLD == 0 { raw_row(&to_block.data) } else { None };
-        self.hold(record, Change::Update { file: to_block.file, from, to, old, row });
+        self.hold(record, Change::Update { file: to_block.file, from, to, old, row, keyed: flags & FOR_DECODING != 0 });
         Some(())
     }
 

@@ -5,7 +5,7 @@ use super::catalog::{Catalog, Database, Relation, Wanted};
 use super::cells::{self, Cell, Row};
 use super::changes::{Change, Committed, Logged, OldRow, RawRow, Tid};
 use super::log::RelFile;
-use super::pages::ended_row;
+use super::pages::{Mark, version_in_page};
 use super::scan::Scanned;
 use crate::spec::ServerSpec;
 use model::{Lsn, WallTime};
@@ -69,7 +69,7 @@ pub(crate) struct Decoded {
 enum Class {
     User,
     Catalog,
-    /// Parts of large values, which belong to rows of other tables.
+    /// Parts of large values, and what views keep: they belong to rows of other tables.
     Parts,
     Own,
 }
@@ -79,6 +79,7 @@ fn class(relation: &Relation) -> Class {
         "pg_catalog" | "information_schema" => Class::Catalog,
         "pg_toast" => Class::Parts,
         "stemma" => Class::Own,
+        _ if relation.derived => Class::Parts,
         _ => Class::User,
     }
 }
@@ -111,19 +112,19 @@ pub(crate) async fn decode(spec: &ServerSpec, scanned: &Scanned, until: tokio::t
     let catalog = Catalog::new(spec, until);
     let all: Vec<&Logged> = scanned.committed.iter().flat_map(|committed| &committed.changes).collect();
     let mut known: BTreeMap<u32, Known> = BTreeMap::new();
-    let mut old_rows = BTreeMap::new();
+    let mut pages = BTreeMap::new();
     if !all.is_empty() {
         match catalog.databases().await {
             Ok(databases) => {
                 known = tables(&catalog, &databases, &all, &mut decoded.not_decoded).await;
                 // Before any query walks over their pages, which may tidy them up.
-                old_rows = read_ended(spec, &known, &all);
+                pages = read_pages(spec, &known, &all);
                 show_rows(&catalog, &mut known, &all, &mut decoded.not_decoded).await;
             }
             Err(trouble) => decoded.not_decoded.push(format!("the tables' definitions: {trouble}")),
         }
     }
-    let reader = Reader { known: &known, old_rows: &old_rows };
+    let reader = Reader { known: &known, pages: &pages };
     let mut unknown: BTreeMap<(u32, u32), u64> = BTreeMap::new();
     for committed in &scanned.committed {
         if let Some(transaction) = reader.transaction(committed, &mut decoded.counts, &mut unknown) {
@@ -205,19 +206,29 @@ fn user_relation<'a>(known: &'a BTreeMap<u32, Known>, change: &Change) -> Option
     }
 }
 
-/// Versions that these changes ended, as far as they are still in their pages.
-fn read_ended(spec: &ServerSpec, known: &BTreeMap<u32, Known>, all: &[&Logged]) -> BTreeMap<Lsn, RawRow> {
+/// A version in a page: where it is, and which transaction began or ended it.
+type Version = (RelFile, Tid, Mark);
+
+/// Versions that these changes ended, as far as they are still in their pages; and those that they began, where the log
+/// does not hold them.
+fn read_pages(spec: &ServerSpec, known: &BTreeMap<u32, Known>, all: &[&Logged]) -> BTreeMap<Version, RawRow> {
     let mut rows = BTreeMap::new();
     for logged in all {
-        let (file, at) = match &logged.change {
-            Change::Update { file, from, .. } => (*file, *from),
-            Change::Delete { file, at, .. } => (*file, *at),
-            Change::Insert { .. } | Change::Truncate { .. } => continue,
+        if user_relation(known, &logged.change).is_none() {
+            continue;
+        }
+        let (began, ended) = (Mark::Began(logged.xid), Mark::Ended(logged.xid));
+        let versions = match &logged.change {
+            Change::Insert { file, at, row: None } => vec![(*file, *at, began)],
+            Change::Update { file, from, to, row: None, .. } => vec![(*file, *from, ended), (*file, *to, began)],
+            Change::Update { file, from, row: Some(_), .. } => vec![(*file, *from, ended)],
+            Change::Delete { file, at, .. } => vec![(*file, *at, ended)],
+            Change::Insert { row: Some(_), .. } | Change::Truncate { .. } => Vec::new(),
         };
-        if user_relation(known, &logged.change).is_some()
-            && let Some(row) = ended_row(&spec.data_dir, file, at, logged.xid)
-        {
-            rows.insert(logged.lsn, row);
+        for version in versions {
+            if let Some(row) = version_in_page(&spec.data_dir, version.0, version.1, version.2) {
+                rows.insert(version, row);
+            }
         }
     }
     rows
@@ -256,7 +267,7 @@ async fn show_rows(
 
 struct Reader<'a> {
     known: &'a BTreeMap<u32, Known>,
-    old_rows: &'a BTreeMap<Lsn, RawRow>,
+    pages: &'a BTreeMap<Version, RawRow>,
 }
 
 impl Reader<'_> {
@@ -320,19 +331,28 @@ impl Reader<'_> {
             OldRow::Whole(row) => cells::read(row, relation),
             OldRow::Key(_) | OldRow::Untold => None,
         };
-        let in_page = || self.old_rows.get(&logged.lsn).and_then(|row| cells::read(row, relation));
+        let in_page = |file: &RelFile, at: &Tid, mark: Mark| {
+            self.pages.get(&(*file, *at, mark)).and_then(|row| cells::read(row, relation))
+        };
+        let (began, ended) = (Mark::Began(logged.xid), Mark::Ended(logged.xid));
         let key_told = |old: &OldRow| match old {
             OldRow::Key(row) => cells::read(row, relation),
             OldRow::Whole(_) | OldRow::Untold => None,
         };
         let (kind, key_row, old, row) = match &logged.change {
-            Change::Insert { at, row, .. } => (Kind::Insert, None, None, shown(at).or_else(|| stored(row))),
-            Change::Update { to, old, row, .. } => {
-                let row = shown(to).or_else(|| stored(row));
-                // A key that is not told did not change.
-                (Kind::Update, key_told(old).or_else(|| row.clone()), in_page().or_else(|| told(old)), row)
+            Change::Insert { file, at, row } => {
+                let row = shown(at).or_else(|| stored(row)).or_else(|| in_page(file, at, began));
+                (Kind::Insert, None, None, row)
             }
-            Change::Delete { old, .. } => (Kind::Delete, key_told(old), in_page().or_else(|| told(old)), None),
+            Change::Update { file, from, to, old, row, keyed } => {
+                let row = shown(to).or_else(|| stored(row)).or_else(|| in_page(file, to, began));
+                let before = in_page(file, from, ended).or_else(|| told(old));
+                let same = || if *keyed { row.clone() } else { None };
+                (Kind::Update, key_told(old).or_else(same), before, row)
+            }
+            Change::Delete { file, at, old } => {
+                (Kind::Delete, key_told(old), in_page(file, at, ended).or_else(|| told(old)), None)
+            }
             Change::Truncate { .. } => (Kind::Truncate, None, None, None),
         };
         let key = old.as_ref().or(key_row.as_ref()).and_then(|row| key_of(row, relation));

@@ -31,22 +31,24 @@ pub(crate) struct Scanned {
 pub(crate) fn scan(data_dir: &Path, control: &ControlFile, fork: Fork) -> Result<Scanned, Trouble> {
     let directory = data_dir.join("pg_wal");
     let reader = |from| LogReader::new(&directory, control.timeline, control.segment_bytes, control.major, from);
+    let segment_bytes = u64::from(control.segment_bytes);
+    let mut notes = Vec::new();
+    let begin = first_kept(&reader, fork, control, &mut notes)?;
     // A first look only tells which transactions matter, so that the second, in order, holds no others.
     let mut ends = Collector::new(control.major);
-    let mut log = reader(fork.at);
+    let mut log = reader(begin);
     while let Some(record) = log.next()? {
         ends.take_end(&record);
     }
     let end = log.position();
     if end <= control.checkpoint {
         return Err(Trouble::directory_unfit(
-            format!("the log in {} cannot be read from {} on: it stops at {end}", directory.display(), fork.at),
-            "the segments from the fork on are missing or damaged; copy the data directory away before it is rebuilt",
+            format!("the log in {} cannot be read from {begin} on: it stops at {end}", directory.display()),
+            "it is damaged; copy the data directory away before it is rebuilt",
         ));
     }
     let wanted = ends.committed_parts();
-    let mut notes = Vec::new();
-    let start = look_back(&reader, &wanted, fork, u64::from(control.segment_bytes), &mut notes)?;
+    let start = if begin == fork.at { look_back(&reader, &wanted, fork, segment_bytes, &mut notes)? } else { begin };
     let mut collector = Collector::new(control.major);
     let mut log = reader(start);
     while log.position() < fork.at
@@ -56,7 +58,7 @@ pub(crate) fn scan(data_dir: &Path, control: &ControlFile, fork: Fork) -> Result
             collector.take(&record, Some(&wanted));
         }
     }
-    let mut log = reader(fork.at);
+    let mut log = reader(begin);
     while let Some(record) = log.next()? {
         collector.take(&record, None);
     }
@@ -64,12 +66,37 @@ pub(crate) fn scan(data_dir: &Path, control: &ControlFile, fork: Fork) -> Result
         notes.push(format!("{} records of row changes were not understood", collector.odd));
     }
     let (committed, prepared) = collector.finish();
-    let segments = fork.at.0 / u64::from(control.segment_bytes)..=(end.0 - 1) / u64::from(control.segment_bytes);
+    let segments = begin.0 / segment_bytes..=(end.0 - 1) / segment_bytes;
     let mut files: Vec<PathBuf> = segments.filter_map(|segment| log.find(segment)).collect();
     files.extend(Some(directory.join(format!("{:08X}.history", control.timeline.0))).filter(|path| path.exists()));
     let size = |path: &PathBuf| std::fs::metadata(path).map_or(0, |found| found.len());
     let file_bytes = files.iter().map(size).sum();
     Ok(Scanned { end, committed, prepared, files, file_bytes, notes })
+}
+
+/// From where on the log beyond the fork is still there. A primary that went on alone for long may have removed some.
+fn first_kept(
+    reader: &impl Fn(Lsn) -> LogReader,
+    fork: Fork,
+    control: &ControlFile,
+    notes: &mut Vec<String>,
+) -> Result<Lsn, Trouble> {
+    let segment_bytes = u64::from(control.segment_bytes);
+    let (first, last) = (fork.at.0 / segment_bytes, control.checkpoint.0 / segment_bytes);
+    let kept = reader(fork.at);
+    if first > last || kept.find(first).is_some() {
+        return Ok(fork.at);
+    }
+    // From the end back to the first gap: what lies before a gap cannot be put in order with the rest.
+    let gap = (first..=last).rev().find(|segment| kept.find(*segment).is_none()).unwrap_or(first);
+    let mut log = reader(Lsn((gap + 1) * segment_bytes));
+    log.seek_segment(Lsn((gap + 1) * segment_bytes))?;
+    notes.push(format!(
+        "the log from the fork at {} to {} was removed by the server: what it held is lost",
+        fork.at,
+        log.position()
+    ));
+    Ok(log.position())
 }
 
 /// From where the log must be read to hold all changes of these transactions.

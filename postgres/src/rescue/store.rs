@@ -232,12 +232,17 @@ fn discard_partial(directory: &Path) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// More than one bundle may hold.
+pub(crate) fn too_much(wanted: u64, limits: RescueLimits) -> Trouble {
+    Trouble::limit_reached(
+        format!("{wanted} bytes of log are to be saved, {} are allowed", limits.bundle_bytes_max),
+        "copy the data directory away, then rebuild the node: stemma node reinit",
+    )
+}
+
 fn make_room(directory: &Path, limits: RescueLimits, wanted: u64) -> Result<(), Trouble> {
     if wanted > limits.bundle_bytes_max {
-        return Err(Trouble::limit_reached(
-            format!("{wanted} bytes of log are to be saved, {} are allowed", limits.bundle_bytes_max),
-            "copy the data directory away, then rebuild the node: stemma node reinit",
-        ));
+        return Err(too_much(wanted, limits));
     }
     let bundles = list(directory)?;
     let mut held: u64 = bundles.iter().map(|bundle| bundle.bytes).sum();

@@ -1,4 +1,8 @@
 //! Two real servers that change places: one is the primary, the other its replica, promoted by hand.
+//!
+//! Shared by several tests, none of which uses all of it.
+
+#![allow(dead_code)]
 
 use model::NodeName;
 use model::observe::CloneProgress;
@@ -21,7 +25,7 @@ const PASSWORD: &str = "it's a secret";
 /// One server in a directory of its own.
 pub struct Node {
     pub spec: ServerSpec,
-    config: ServerConfig,
+    pub config: ServerConfig,
     pub server: Option<Server>,
     pub sql: Sql,
 }
@@ -125,6 +129,16 @@ impl Node {
             .collect()
     }
 
+    /// A connection of a client's own.
+    pub async fn client(&self, database: &str) -> tokio_postgres::Client {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(&self.spec.socket_dir).port(self.spec.port).dbname(database);
+        config.user(&self.spec.superuser).password(PASSWORD);
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        client
+    }
+
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
             host: "127.0.0.1".into(),
@@ -218,7 +232,7 @@ impl Pair {
     pub async fn reunited(&mut self) {
         let follower = self.new.follower();
         self.old.start(follower).await;
-        self.new.run("INSERT INTO t VALUES (1000, 'after')").await;
+        self.new.run("INSERT INTO t VALUES (1000, 'after') ON CONFLICT (id) DO UPDATE SET v = 'again'").await;
         let all = "SELECT * FROM t ORDER BY 1";
         let wanted = self.new.ask(all).await;
         until("the same rows", async || self.old.ask(all).await == wanted).await;
@@ -230,7 +244,7 @@ impl Drop for Pair {
     fn drop(&mut self) {
         for node in [&self.old, &self.new] {
             for pid in server_processes(&node.spec.data_dir) {
-                let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+                let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
             }
         }
     }
