@@ -18,6 +18,7 @@ pub mod scram;
 pub mod server;
 pub mod session;
 pub mod settings;
+pub mod state;
 pub mod stream;
 pub mod topology;
 pub mod worker;

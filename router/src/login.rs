@@ -67,7 +67,9 @@ pub async fn serve(worker: Rc<Worker>, socket: std::net::TcpStream) {
 async fn enter(worker: Rc<Worker>, stream: Stream) -> Option<Session> {
     let mut stream = stream;
     match log_in(&worker, &mut stream).await {
-        Ok(Admitted { entry, settings, mode }) => Some(Session::new(worker, entry, stream, settings, mode)),
+        Ok(Admitted { entry, settings, reported, mode }) => {
+            Some(Session::new(worker, entry, stream, settings, &reported, mode))
+        }
         Err(out) => {
             let mut bytes = Vec::new();
             match out {
@@ -85,6 +87,7 @@ async fn enter(worker: Rc<Worker>, stream: Stream) -> Option<Session> {
 struct Admitted {
     entry: Rc<ClientEntry>,
     settings: Arc<Settings>,
+    reported: Arc<Reported>,
     mode: crate::config::PoolMode,
 }
 
@@ -121,7 +124,7 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Ou
         worker.unregister(entry.pid);
         return Err(error.into());
     }
-    Ok(Admitted { entry, settings, mode: config.mode })
+    Ok(Admitted { entry, settings, reported, mode: config.mode })
 }
 
 /// Reads first messages until one starts a session.
@@ -300,28 +303,7 @@ async fn welcome(
         Failure::Server(error) => Out::Server(error),
     })?;
     if let Some(sql) = settings.difference(&server.settings) {
-        let mut out = Vec::new();
-        build::query(&mut out, &sql);
-        server.stream.write_all(&out).await?;
-        server.stream.flush().await?;
-        let mut body = Vec::new();
-        let mut refused = None;
-        loop {
-            let head = read_message(&mut server.stream, &mut body).await?;
-            match head.tag {
-                b'S' => {
-                    if let Ok((name, value)) = wire::backend::parameter_status(&body) {
-                        Arc::make_mut(&mut server.reported).insert(name.to_vec(), value.to_vec());
-                    }
-                }
-                b'E' => refused = Some(std::mem::take(&mut body)),
-                b'Z' => break,
-                _ => {}
-            }
-        }
-        if let Some(body) = refused {
-            return Err(Out::Server(crate::server::ConnectError::Refused(body)));
-        }
+        crate::server::ask(&mut server, &sql).await.map_err(Out::Server)?;
         server.settings = settings.clone();
     }
     let reported = server.reported.clone();

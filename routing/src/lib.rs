@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod classify;
 pub mod consistency;
+pub mod failover;
 pub mod hint;
 pub mod lex;
 pub mod names;
