@@ -136,7 +136,7 @@ impl Server {
             Stream::Tcp(stream) => stream.into_std().map(Socket::Tcp),
             Stream::Unix(stream) => stream.into_std().map(Socket::Unix),
             // The state of TLS stays behind; whoever waits makes a connection of its own in this one's place.
-            Stream::Tls(_) => return Grant::Connect(slot),
+            Stream::Tls(_) | Stream::Taken => return Grant::Connect(slot),
         };
         match socket {
             Ok(socket) => {

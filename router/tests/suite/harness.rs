@@ -113,6 +113,25 @@ impl Server {
         }
     }
 
+    /// Restarts with TLS and nothing else.
+    pub fn enable_tls(&mut self, certificate: &Path, key: &Path) {
+        self.kill();
+        for (from, name) in [(certificate, "server.crt"), (key, "server.key")] {
+            let to = self.data_dir.join(name);
+            fs::copy(from, &to).expect("copied");
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).expect("permissions");
+            if nix::unistd::geteuid().is_root() {
+                let user = nix::unistd::User::from_name("postgres").expect("passwd readable").expect("user postgres");
+                chown(&to, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("owner");
+            }
+        }
+        let conf = self.data_dir.join("postgresql.conf");
+        let text = fs::read_to_string(&conf).expect("read") + "ssl = on\n";
+        fs::write(&conf, text).expect("written");
+        fs::write(self.data_dir.join("pg_hba.conf"), "hostssl all all all scram-sha-256\n").expect("written");
+        self.start();
+    }
+
     pub fn addr(&self) -> NodeAddr {
         NodeAddr::tcp("127.0.0.1", self.port)
     }
