@@ -18,6 +18,7 @@ pub mod catalog;
 pub mod classify;
 pub mod consistency;
 pub mod dsn;
+pub mod failover;
 pub mod fingerprint;
 pub mod hint;
 pub mod import;
