@@ -517,7 +517,8 @@ impl Consensus for Embedded {
             term: metrics.current_term,
             voters: membership.voter_ids().map(NodeId).collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
-            applied: metrics.last_applied.map_or(0, |id| id.index),
+            // Of the state itself: the metrics tell of an entry some time after its writer was answered.
+            applied: self.shared.state().applied.map_or(0, |id| id.index),
             age: Millis(self.heard.age().as_millis() as u64),
         }
     }

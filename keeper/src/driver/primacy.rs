@@ -207,7 +207,8 @@ impl Driver {
             };
             return Ok(Seen { server, holds: None, recruited: None, timeline: Some(Timeline(0)) });
         };
-        self.part.answered_at = turn.now;
+        let sampled_at = self.parts.observations.of(self.parts.me).map(|own| own.taken_at);
+        self.part.answered_at = sampled_at.filter(|_| !busy).unwrap_or(turn.now);
         let seen =
             if facts.in_recovery { self.see_replica(turn, facts, busy).await? } else { self.see_primary(turn, facts)? };
         self.part.last_seen = Some(seen.server.clone());
@@ -264,7 +265,7 @@ impl Driver {
             position,
         });
         let server = Server::Primary {
-            healthy: true,
+            healthy: self.parts.local.stalled().is_none(),
             sync: self.sync_in_force(turn, facts),
             row: self.part.row,
             flushed: self.flushed(turn, facts),
@@ -382,18 +383,33 @@ impl Driver {
             lineage: seen.holds.map(|holds| (holds.timeline, holds.lineage)),
             own: if leads { self.own_word(turn, own) } else { None },
             lease_for: self.lease_epoch(state),
+            guarded: self.guarded(state, own),
         });
+    }
+
+    /// The lease without which the server must not go on, if it takes writes, or may at any moment, and waits for nobody.
+    fn guarded(&self, state: &ClusterState, own: &Own) -> Option<(Epoch, usize)> {
+        let alone = match &own.server {
+            Server::Primary { sync, .. } => sync.acks == 0,
+            Server::Replica { sync, .. } => own.promotion_ordered && sync.acks == 0,
+            Server::Starting => self.part.served == state.rule.epoch && state.rule.acks == 0,
+            Server::Stopped { .. } => false,
+        };
+        let epoch = self.lease_epoch(state)?;
+        let electors = recruit::electors(state).count();
+        let needed = state.members.len() > 2 && electors > 1;
+        (alone && needed).then_some((epoch, electors))
     }
 
     fn own_word(&self, turn: &Turn, own: &Own) -> Option<OwnWord> {
         let silent = turn.now.since(self.part.answered_at);
         match &own.server {
             Server::Stopped { .. } if own.hand_over => Some(OwnWord::Gone),
-            Server::Primary { healthy: true, .. } => Some(match self.parts.local.stalled() {
+            Server::Primary { healthy: true, .. } => Some(OwnWord::Healthy),
+            Server::Primary { .. } => Some(match self.parts.local.stalled() {
                 Some((for_ms, what)) => OwnWord::Stalled { for_ms, what },
-                None => OwnWord::Healthy,
+                None => OwnWord::Stalled { for_ms: silent, what: "its server".to_owned() },
             }),
-            Server::Primary { .. } => Some(OwnWord::Stalled { for_ms: silent, what: "its server".to_owned() }),
             Server::Starting if silent > START_PATIENCE => {
                 Some(OwnWord::Stalled { for_ms: silent, what: "the start of its server".to_owned() })
             }
