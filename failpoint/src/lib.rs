@@ -104,6 +104,10 @@ pub const POINTS: &[&str] = &[
     "failover.attached",
     "failover.started",
     "failover.killed",
+    "switchover.checkpointing",
+    "switchover.checkpointed",
+    "switchover.beginning",
+    "switchover.begun",
     "switchover.draining",
     "switchover.drained",
 ];
