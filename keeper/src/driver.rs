@@ -2,6 +2,7 @@
 //! next, and does that one thing. Nothing else in the keeper starts, stops, configures or copies the server.
 
 mod clone;
+mod comeback;
 mod configure;
 mod operate;
 mod primacy;
@@ -24,8 +25,8 @@ use model::observe::{ServerFacts, ServerState};
 use model::state::{Secrets, Stage};
 use model::units::{Millis, Moment};
 use model::{ClusterState, Lsn, NodeId, NodeSample, Role, Trouble};
-use primacy::Primacy;
 use postgres::{ActiveFiles, DataDir, Server, ServerConfig, ServerSpec, Sql, StopMode};
+use primacy::Primacy;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,7 +227,8 @@ impl Driver {
             let Some(key) = key else { return std::future::pending().await };
             // A base backup goes on: its source may well outlive the primary.
             let moved = states.wait_for(|state| {
-                state.as_ref().is_some_and(|state| primacy::key_of(&state.value) != key) && local.phase() != Phase::Cloning
+                state.as_ref().is_some_and(|state| primacy::key_of(&state.value) != key)
+                    && local.phase() != Phase::Cloning
             });
             if moved.await.is_err() {
                 std::future::pending::<()>().await;

@@ -21,3 +21,6 @@ pub mod token;
 pub use identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
 pub use node::{Keeper, server_spec};
 pub use node_config::{Listen, NodeConfig, PostgresqlNode};
+
+#[cfg(test)]
+mod fixtures;

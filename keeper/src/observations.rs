@@ -24,6 +24,9 @@ const JUDGE_IDLE_INTERVAL: Duration = Duration::from_millis(500);
 /// Shortest time between two judgements, so that a burst of samples costs one.
 const JUDGE_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long is waited for a judgement of a change.
+const JUDGED_WITHIN: Duration = Duration::from_secs(1);
+
 /// What travels in a heartbeat.
 #[derive(Serialize, Deserialize)]
 pub struct Heartbeat {
@@ -42,6 +45,8 @@ pub struct Observations {
     own: watch::Sender<Option<Arc<NodeSample>>>,
     status: ArcSwapOption<ClusterStatus>,
     judged: watch::Sender<u64>,
+    /// Version of the state that the status was made of.
+    judged_state: watch::Sender<u64>,
     news: Notify,
     council: Arc<Council>,
     local: Arc<Local>,
@@ -67,6 +72,7 @@ impl Observations {
             own: watch::channel(None).0,
             status: ArcSwapOption::empty(),
             judged: watch::channel(0).0,
+            judged_state: watch::channel(0).0,
             news: Notify::new(),
         })
     }
@@ -139,6 +145,16 @@ impl Observations {
         self.judged.subscribe()
     }
 
+    /// Waits for a status that was made of this version of the state, or of a newer one. Bounded: nothing depends on it
+    /// but that people see what they did.
+    pub async fn judged_from(&self, version: u64) {
+        let mut judged = self.judged_state.subscribe();
+        let told = judged.wait_for(|judged| *judged >= version);
+        if tokio::time::timeout(JUDGED_WITHIN, told).await.is_err() {
+            tracing::debug!(version, "the status does not tell of a change yet");
+        }
+    }
+
     /// What was observed, per node.
     pub fn all(&self) -> BTreeMap<NodeId, Observed> {
         self.lock()
@@ -167,12 +183,14 @@ impl Observations {
         self.lock().retain(|id, _| members(*id));
     }
 
-    /// Judges until `stop`: at news, and at least every `JUDGE_IDLE_INTERVAL`.
+    /// Judges until `stop`: at news, at a new state, and at least every `JUDGE_IDLE_INTERVAL`.
     pub async fn judge_loop(self: Arc<Self>, store: Store, mesh: Arc<Mesh>, name: NodeName, stop: CancellationToken) {
         let mut judge = Judge::new(name);
         let mut count = 0u64;
+        let mut states = store.changes();
         loop {
-            if let Some(state) = store.state() {
+            let state = states.borrow_and_update().clone();
+            if let Some(state) = state {
                 self.keep_only(|id| id == self.me || state.value.members.contains_key(&id));
                 let salt = store.secrets().map_or_else(String::new, |secrets| secrets.value.name_salt.clone());
                 let observed = self.all();
@@ -189,9 +207,14 @@ impl Observations {
                 self.status.store(Some(Arc::new(status)));
                 count += 1;
                 self.judged.send_replace(count);
+                self.judged_state.send_replace(state.version);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
+                changed = states.changed() => match changed {
+                    Ok(()) => tokio::time::sleep(JUDGE_PAUSE).await,
+                    Err(_closed) => return,
+                },
                 () = self.news.notified() => tokio::time::sleep(JUDGE_PAUSE).await,
                 () = tokio::time::sleep(JUDGE_IDLE_INTERVAL) => {}
             }

@@ -2,7 +2,7 @@
 //!
 //! Rooms keep typed errors for what their callers must tell apart; whatever reaches a person becomes a `Trouble`.
 //! Families of codes: 1xxx usage and configuration, 2xxx cluster and consensus, 3xxx physical replication,
-//! 8xxx security, 9xxx internal. Every code has a row in `CODES`; docs/errors.md is generated from it.
+//! 4xxx the router, 8xxx security, 9xxx internal. Every code has a row in `CODES`; docs/errors.md is generated from it.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -191,6 +191,32 @@ codes! {
     slot_retention = "ST3023", exit exit::FAILED, "replication slot keeps too much log";
     /// Parameters wait for a restart.
     pending_restart = "ST3024", exit exit::FAILED, "parameters wait for a restart";
+    /// The router found no primary.
+    router_no_primary = "ST4001", exit exit::FAILED, "no primary took the statement in time";
+    /// The router found no free connection.
+    router_pool_exhausted = "ST4002", exit exit::FAILED, "no connection of the pool became free in time";
+    /// The router's server went away.
+    router_server_lost = "ST4003", exit exit::FAILED, "connection to the server lost";
+    /// A client does not speak the protocol.
+    router_protocol = "ST4004", exit exit::FAILED, "message of a client not understood";
+    /// A client is not who it says.
+    router_authentication = "ST4005", exit exit::DENIED, "client not authenticated";
+    /// More clients than allowed.
+    router_too_many_clients = "ST4006", exit exit::REFUSED, "too many clients";
+    /// Nobody knows whether a statement was executed.
+    router_outcome_unknown = "ST4007", exit exit::UNKNOWN, "outcome of a statement unknown";
+    /// A transaction went with its server.
+    router_transaction_lost = "ST4008", exit exit::FAILED, "transaction rolled back with its server";
+    /// What a router cannot pass on.
+    router_unsupported = "ST4009", exit exit::REFUSED, "not possible through a router";
+    /// The router ends.
+    router_shutting_down = "ST4010", exit exit::FAILED, "the router stops";
+    /// A server does not let the router in.
+    router_server_login = "ST4011", exit exit::FAILED, "the router cannot log in to a server";
+    /// State of a session went with its server.
+    router_session_lost = "ST4012", exit exit::FAILED, "state of a session lost with its server";
+    /// An administrator closed it.
+    router_killed = "ST4013", exit exit::FAILED, "connection closed by an administrator";
     /// A token was refused.
     token_refused = "ST8001", exit exit::DENIED, "join token refused";
     /// A certificate was refused.

@@ -65,7 +65,11 @@ mod tests {
     fn records_end_after_the_heads_of_the_pages_they_cross() {
         let segment = 16 << 20;
         assert_eq!(record_end(Lsn(0x100_0028), 114, segment), Lsn(0x100_0028 + 120));
-        assert_eq!(record_end(Lsn(8192 - 8), 114, segment), Lsn(8192 + 24 + 112), "106 bytes are left for the next page");
+        assert_eq!(
+            record_end(Lsn(8192 - 8), 114, segment),
+            Lsn(8192 + 24 + 112),
+            "106 bytes are left for the next page"
+        );
         assert_eq!(record_end(Lsn(segment - 8), 114, segment), Lsn(segment + 40 + 112));
         assert_eq!(record_end(Lsn(8192 - 120), 114, segment), Lsn(8192), "up to the end of the page");
     }
@@ -75,7 +79,9 @@ mod tests {
         let data = tempfile::tempdir().expect("a directory");
         let wal = data.path().join("pg_wal");
         std::fs::create_dir(&wal).expect("made");
-        for name in ["000000010000000000000003", "000000020000000000000003", "000000020000000000000005", "00000002.history"] {
+        for name in
+            ["000000010000000000000003", "000000020000000000000003", "000000020000000000000005", "00000002.history"]
+        {
             std::fs::write(wal.join(name), b"").expect("written");
         }
         let at = |position| timeline_of_log(data.path(), Lsn(position), 16 << 20).expect("listed");

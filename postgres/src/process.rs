@@ -240,6 +240,12 @@ fn prepare_start(spec: &ServerSpec) -> Result<(), Trouble> {
     if let Some(files) = &spec.tls_files {
         check_key(&files.key, user)?;
     }
+    if crate::rewind::mark::is_set(&spec.data_dir) {
+        return Err(Trouble::directory_unfit(
+            format!("a rewind of {} was cut off, so it holds no sound database", spec.data_dir.display()),
+            "rebuild the node from a base backup",
+        ));
+    }
     let living = server_processes(&spec.data_dir);
     if !living.is_empty() {
         return Err(Trouble::server_failed(
@@ -325,7 +331,8 @@ fn works_in(pid: i32, place: Place) -> bool {
 
 /// Whether a process runs a server program; the file may have been replaced by an upgrade since.
 fn is_server_program(pid: i32) -> bool {
-    let known = |name: &str| ["postgres", "initdb", "edb-postgres"].contains(&name);
+    // A rewind that outlived its keeper writes into the directory as a server does.
+    let known = |name: &str| ["postgres", "initdb", "edb-postgres", "pg_rewind"].contains(&name);
     match fs::read_link(format!("/proc/{pid}/exe")) {
         Ok(exe) => exe.file_name().is_some_and(|name| known(name.to_string_lossy().trim_end_matches(" (deleted)"))),
         Err(_) => fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| known(comm.trim())),

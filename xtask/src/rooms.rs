@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn pure_rooms_use_no_runtime() {
         // Decisions take facts and the time as arguments: a runtime among their dependencies is the first step away.
-        for room in ["model", "cluster"] {
+        for room in ["model", "cluster", "routing", "wire"] {
             let manifest = std::fs::read_to_string(crate::root().join(room).join("Cargo.toml")).expect("manifest");
             let dependencies = manifest.split("[dependencies]").nth(1).expect("dependencies");
             let dependencies = dependencies.split("\n[").next().expect("section");

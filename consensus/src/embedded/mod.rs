@@ -77,8 +77,8 @@ impl Default for Timing {
     fn default() -> Timing {
         Timing {
             heartbeat: Millis(100),
-            election_min: Millis(250),
-            election_max: Millis(400),
+            election_min: Millis(400),
+            election_max: Millis(600),
             request_deadline: Millis(5_000),
             catch_up_deadline: Millis(10_000),
         }
@@ -479,6 +479,14 @@ fn engine_config(timing: &Timing) -> Result<openraft::Config, StoreError> {
 }
 
 impl Consensus for Embedded {
+    fn call_election(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.raft.trigger().elect().await {
+                tracing::debug!(%error, "no election was called");
+            }
+        })
+    }
+
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Document>, StoreError>> {
         Box::pin(self.read_document(key))
     }
@@ -509,7 +517,8 @@ impl Consensus for Embedded {
             term: metrics.current_term,
             voters: membership.voter_ids().map(NodeId).collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
-            applied: metrics.last_applied.map_or(0, |id| id.index),
+            // Of the state itself: the metrics tell of an entry some time after its writer was answered.
+            applied: self.shared.state().applied.map_or(0, |id| id.index),
             age: Millis(self.heard.age().as_millis() as u64),
         }
     }

@@ -29,7 +29,7 @@ const SOURCE_LAG_BYTES_MAX: u64 = 256 << 20;
 
 impl Driver {
     /// How this node reaches a member's server for replication.
-    fn endpoint(&self, turn: &Turn, member: &Member, what: &str) -> Endpoint {
+    pub(super) fn endpoint(&self, turn: &Turn, member: &Member, what: &str) -> Endpoint {
         let tls = turn.state.value.settings.tls && self.parts.spec.tls_files.is_some();
         Endpoint {
             host: member.postgres_host.clone(),

@@ -3,13 +3,12 @@
 use super::{Driver, KILL_DEADLINE, Turn};
 use crate::failover::{Council, LedgerFile, OwnPart, shared_step};
 use crate::local::Phase;
-use cluster::desire::Lineage;
 use cluster::failover::detect::{self, OwnWord};
 use cluster::failover::ledger::Refused;
 use cluster::failover::order::{self, Action, Own, Server, Serving, View};
 use cluster::failover::{HAND_OVER_WAIT, Policy, procedure, recruit};
+use cluster::naming;
 use cluster::sync::{self, ServerSync};
-use cluster::{history, naming};
 use model::failover::{FailoverPhase, Recruited};
 use model::observe::ServerFacts;
 use model::state::Stage;
@@ -28,10 +27,14 @@ const LIST_DEADLINE: Duration = Duration::from_secs(2);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(6);
 /// A primary that does not come up for this long counts as stalled.
 const START_PATIENCE: Millis = Millis(10_000);
-/// Time that starting a server and attaching its replicas takes apart from replay.
-const RESTART_EXPECTED: Millis = Millis(300);
+/// Time that starting a server, syncing its directory and attaching its replicas takes apart from replay; measured
+/// 1.3 s and more on a busy machine.
+const RESTART_EXPECTED: Millis = Millis(1_000);
 /// Log replayed in a millisecond, at the least: for a guess whether a restart or a failover is quicker.
 const REPLAY_BYTES_PER_MS: u64 = 50_000;
+
+/// Stands for the unknown end of a fresh copy.
+pub(super) const COPY_END: Lsn = Lsn(u64::MAX);
 
 /// What the driver keeps for this.
 pub(super) struct Part {
@@ -40,7 +43,7 @@ pub(super) struct Part {
     /// Whom the server follows or is about to follow, and under which epoch.
     pub(super) follow: Option<(NodeId, Epoch)>,
     /// The running server is proved to follow nobody, and to begin nothing of the kind.
-    detached: bool,
+    pub(super) detached: bool,
     /// This process of the server was told to promote itself and has not done so yet.
     promotion_ordered: bool,
     /// Where the row of an epoch is, flushed here.
@@ -58,7 +61,7 @@ pub(super) struct Part {
     /// Where its log ended, last time it was seen.
     was_at: Option<Lsn>,
     /// The situation in which nothing was left to do.
-    calm: Option<Key>,
+    pub(super) calm: Option<Key>,
     /// The action that was logged last.
     told: Option<Action>,
 }
@@ -165,6 +168,7 @@ impl Driver {
         match next {
             Some(action) => {
                 self.part.calm = None;
+                shared_step::hasten(&self.parts.store, &self.part.council, &action, &others.alive).await;
                 self.carry_out(action, turn, &own, looked.as_ref()).await
             }
             None => {
@@ -203,12 +207,10 @@ impl Driver {
             };
             return Ok(Seen { server, holds: None, recruited: None, timeline: Some(Timeline(0)) });
         };
-        self.part.answered_at = turn.now;
-        let seen = if facts.in_recovery {
-            self.see_replica(turn, facts, busy).await?
-        } else {
-            self.see_primary(turn, facts)?
-        };
+        let sampled_at = self.parts.observations.of(self.parts.me).map(|own| own.taken_at);
+        self.part.answered_at = sampled_at.filter(|_| !busy).unwrap_or(turn.now);
+        let seen =
+            if facts.in_recovery { self.see_replica(turn, facts, busy).await? } else { self.see_primary(turn, facts)? };
         self.part.last_seen = Some(seen.server.clone());
         Ok(seen)
     }
@@ -221,7 +223,8 @@ impl Driver {
             timeline: None,
         };
         let data_dir = self.parts.node.data_dir.clone();
-        let Ok(postgres::DataDir::Cluster(control)) = postgres::check_data_dir(&data_dir, self.parts.spec.user.as_ref())
+        let Ok(postgres::DataDir::Cluster(control)) =
+            postgres::check_data_dir(&data_dir, self.parts.spec.user.as_ref())
         else {
             return Ok(nothing);
         };
@@ -231,6 +234,9 @@ impl Driver {
         let timeline = Timeline(control.timeline.0.max(control.min_recovery_timeline.0));
         let lineage = self.lineage_of(state, timeline, as_primary)?;
         let position = match control.state {
+            // Where the log of a fresh copy ends is known once it was replayed. If the primary it was taken from is not
+            // the one to follow, another copy is the safe way, and loses nothing.
+            _ if copied => COPY_END,
             postgres::ControlState::ShutDown => postgres::shutdown_end(&data_dir, &control)?,
             _ => control.checkpoint.max(control.min_recovery_end),
         };
@@ -259,7 +265,7 @@ impl Driver {
             position,
         });
         let server = Server::Primary {
-            healthy: true,
+            healthy: self.parts.local.stalled().is_none(),
             sync: self.sync_in_force(turn, facts),
             row: self.part.row,
             flushed: self.flushed(turn, facts),
@@ -274,8 +280,7 @@ impl Driver {
         let on_disk = postgres::timeline_of_log(data_dir, position, file.segment_bytes.into())?;
         let timeline = facts.timeline.max(on_disk.unwrap_or_default());
         let follows = if self.part.detached { None } else { Some(self.part.follow.unwrap_or((NodeId(0), Epoch(0)))) };
-        let receiver =
-            if busy { !postgres::receiver_processes(data_dir).is_empty() } else { facts.receiver.is_some() };
+        let receiver = if busy { !postgres::receiver_processes(data_dir).is_empty() } else { facts.receiver.is_some() };
         let loose = follows.is_none() && !receiver;
         // What was received in this life of the server was asked for only after all that lay here had been replayed; the
         // end of that is known only once replay has come to it.
@@ -362,11 +367,8 @@ impl Driver {
         let (serving, follows) = match &own.server {
             Server::Primary { healthy: true, .. } => {
                 let timeline = seen.timeline.unwrap_or_default();
-                let serving = seen.holds.map(|holds| Serving {
-                    epoch: self.part.served,
-                    lineage: holds.lineage,
-                    timeline,
-                });
+                let serving =
+                    seen.holds.map(|holds| Serving { epoch: self.part.served, lineage: holds.lineage, timeline });
                 (serving, None)
             }
             Server::Replica { follows, .. } => (None, *follows),
@@ -381,18 +383,33 @@ impl Driver {
             lineage: seen.holds.map(|holds| (holds.timeline, holds.lineage)),
             own: if leads { self.own_word(turn, own) } else { None },
             lease_for: self.lease_epoch(state),
+            guarded: self.guarded(state, own),
         });
+    }
+
+    /// The lease without which the server must not go on, if it takes writes, or may at any moment, and waits for nobody.
+    fn guarded(&self, state: &ClusterState, own: &Own) -> Option<(Epoch, usize)> {
+        let alone = match &own.server {
+            Server::Primary { sync, .. } => sync.acks == 0,
+            Server::Replica { sync, .. } => own.promotion_ordered && sync.acks == 0,
+            Server::Starting => self.part.served == state.rule.epoch && state.rule.acks == 0,
+            Server::Stopped { .. } => false,
+        };
+        let epoch = self.lease_epoch(state)?;
+        let electors = recruit::electors(state).count();
+        let needed = state.members.len() > 2 && electors > 1;
+        (alone && needed).then_some((epoch, electors))
     }
 
     fn own_word(&self, turn: &Turn, own: &Own) -> Option<OwnWord> {
         let silent = turn.now.since(self.part.answered_at);
         match &own.server {
             Server::Stopped { .. } if own.hand_over => Some(OwnWord::Gone),
-            Server::Primary { healthy: true, .. } => Some(match self.parts.local.stalled() {
+            Server::Primary { healthy: true, .. } => Some(OwnWord::Healthy),
+            Server::Primary { .. } => Some(match self.parts.local.stalled() {
                 Some((for_ms, what)) => OwnWord::Stalled { for_ms, what },
-                None => OwnWord::Healthy,
+                None => OwnWord::Stalled { for_ms: silent, what: "its server".to_owned() },
             }),
-            Server::Primary { .. } => Some(OwnWord::Stalled { for_ms: silent, what: "its server".to_owned() }),
             Server::Starting if silent > START_PATIENCE => {
                 Some(OwnWord::Stalled { for_ms: silent, what: "the start of its server".to_owned() })
             }
@@ -410,7 +427,8 @@ impl Driver {
         let others = self.part.council.others(state, sample, turn.now);
         let policy = Policy::of(state, crate::clock::wall());
         let can = policy.automatic && recruit::reachable(state, &others.alive);
-        let redo = postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
+        let redo =
+            postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
         let backlog = self.part.was_at.map_or(0, |at| at.lag_of(redo).0);
         let expected = Millis(RESTART_EXPECTED.0 + backlog / REPLAY_BYTES_PER_MS);
         match detect::after_crash(expected, policy.failover_expected, self.failures, can) {
@@ -452,10 +470,8 @@ impl Driver {
             Action::Promote(epoch) => self.promote(epoch, own).await?,
             Action::WriteRow(epoch) => self.write_row(epoch, own).await?,
             Action::Attach { node, serving } => return self.attach(node, serving, turn, own).await,
-            Action::Rewind { node, .. } | Action::Rebuild { node } => match own.holds {
-                Some(holds) => self.give_up_data(holds).await?,
-                None => return self.compare_histories(node, turn, own, facts).await,
-            },
+            Action::Rewind { node, fork } => return self.come_back(node, Some(fork), turn, own, facts).await,
+            Action::Rebuild { node } => return self.come_back(node, None, turn, own, facts).await,
             Action::Claim { .. }
             | Action::Drained(_)
             | Action::Unplan(_)
@@ -520,7 +536,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn start_as(&mut self, role: Role, turn: &Turn) -> Result<Primacy, Trouble> {
+    pub(super) async fn start_as(&mut self, role: Role, turn: &Turn) -> Result<Primacy, Trouble> {
         self.part.list = None;
         let started = self.start(role, turn).await?;
         failpoint::pass("failover.started");
@@ -573,7 +589,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn attach(
+    pub(super) async fn attach(
         &mut self,
         node: NodeId,
         serving: Serving,
@@ -585,12 +601,7 @@ impl Driver {
         match ledger {
             Ok(ledger) => self.part.ledger.follow(ledger, node, serving.epoch)?,
             Err(Refused::Older { .. }) => return Ok(Primacy::Waits),
-            Err(Refused::SameNumber { .. }) => {
-                if let Some(holds) = own.holds {
-                    self.give_up_data(holds).await?;
-                }
-                return Ok(Primacy::Acted);
-            }
+            Err(Refused::SameNumber { .. }) => return Box::pin(self.come_back(node, None, turn, own, None)).await,
         }
         failpoint::pass("failover.attaching");
         self.part.council.promised(serving.epoch);
@@ -603,73 +614,5 @@ impl Driver {
         self.put_config(Role::Replica, turn).await?;
         failpoint::pass("failover.attached");
         Ok(Primacy::Acted)
-    }
-
-    /// What this node holds is not known from the ledger: the servers' own histories are compared. What nobody knows is
-    /// never removed; where the histories part, a person settles it.
-    async fn compare_histories(
-        &mut self,
-        node: NodeId,
-        turn: &Turn,
-        own: &Own,
-        facts: Option<&ServerFacts>,
-    ) -> Result<Primacy, Trouble> {
-        match self.lineage {
-            Lineage::Unknown => {
-                self.data()?;
-                let looked = self.check_lineage(turn, facts).await?;
-                Ok(if looked { Primacy::Acted } else { Primacy::Free })
-            }
-            Lineage::Diverged { .. } => Ok(Primacy::Free),
-            Lineage::Follows | Lineage::LogGone { .. } => {
-                match self.part.council.word_of(node, turn.now).and_then(|word| word.serving) {
-                    Some(serving) => self.attach(node, serving, turn, own).await,
-                    None => Ok(Primacy::Waits),
-                }
-            }
-        }
-    }
-
-    /// Before the database is copied from `source`: what lies here is forgotten, and what will lie here is known.
-    pub(super) fn expect_copy(&mut self, source: NodeId, now: Moment) -> Result<Option<(Timeline, Epoch)>, Trouble> {
-        let ledger = self.part.ledger.ledger().replaced();
-        self.part.ledger.save(ledger)?;
-        self.part.follow = None;
-        Ok(self.part.council.word_of(source, now).and_then(|word| word.lineage))
-    }
-
-    /// The copy is complete; it ends on the timeline that its source was on throughout.
-    pub(super) fn copied(&mut self, lineage: Option<(Timeline, Epoch)>) -> Result<(), Trouble> {
-        let Some((timeline, epoch)) = lineage else { return Ok(()) };
-        let mut ledger = self.part.ledger.ledger().clone();
-        ledger.begun.insert(timeline.0, epoch);
-        self.part.calm = None;
-        self.part.ledger.save(ledger)
-    }
-
-    /// What this node holds beyond the primary's history, or cannot be told apart from it, has to go.
-    async fn give_up_data(&mut self, holds: Recruited) -> Result<(), Trouble> {
-        let name = self.parts.config.name.clone();
-        tracing::warn!(node = %name, position = %holds.position, "the data here is given up for a fresh copy");
-        self.kill_server("its data is replaced by the primary's").await?;
-        let me = Some(&name);
-        let text = format!("{name} is rebuilt: its data ends at {} outside the primary's history", holds.position);
-        self.parts
-            .store
-            .update(|state| {
-                let mut next = state.clone();
-                history::record(&mut next, crate::clock::wall(), "node-rebuilt", me, text.clone(), history::STEMMA);
-                Ok((Some(next), ()))
-            })
-            .await?;
-        self.part.ledger.save(self.part.ledger.ledger().replaced())?;
-        postgres::clone::mark_for_removal(
-            &self.parts.node.data_dir,
-            self.parts.spec.user.as_ref(),
-            crate::clock::wall(),
-        )?;
-        self.control = None;
-        self.lineage = Lineage::Unknown;
-        Ok(())
     }
 }

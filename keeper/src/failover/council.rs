@@ -35,6 +35,9 @@ pub(crate) struct OwnPart {
     pub own: Option<OwnWord>,
     /// The epoch under which it serves, would serve, or is about to be promoted: whose lease it asks for.
     pub lease_for: Option<Epoch>,
+    /// Its server may acknowledge commits that nobody else holds, which only the lease of this epoch allows; and how
+    /// many keepers grant it.
+    pub guarded: Option<(Epoch, usize)>,
 }
 
 /// See the module.
@@ -62,6 +65,7 @@ struct Inner {
     phase_since: Moment,
     round_trip: Millis,
     leader_answers: Option<(NodeId, bool, Moment)>,
+    called_for: Option<NodeId>,
 }
 
 /// What there is to do after a word was heard.
@@ -94,6 +98,7 @@ impl Council {
             phase_since: now,
             round_trip: Millis(0),
             leader_answers: None,
+            called_for: None,
         };
         Council { me, inner: Mutex::new(inner), beat: Notify::new() }
     }
@@ -183,7 +188,8 @@ impl Council {
             }
         }
         let facts = sample.and_then(|(sample, at)| Some((sample.facts.as_ref()?, at)));
-        let said = inner.leader.filter(|leader| *leader != self.me).map(|leader| (leader, inner.said(leader, facts, now)));
+        let said =
+            inner.leader.filter(|leader| *leader != self.me).map(|leader| (leader, inner.said(leader, facts, now)));
         Word {
             report: inner.report(now),
             serving: inner.own.serving,
@@ -219,6 +225,15 @@ impl Council {
         others
     }
 
+    /// Whether this keeper should call an election of the store's leader: `leader` leads the store and does not answer, a
+    /// change of primary waits for a new one, and this is the keeper that goes first. Says so once for each leader.
+    pub fn should_call_election(&self, store_leader: Option<NodeId>, alive: &BTreeSet<NodeId>) -> bool {
+        let Some(gone) = store_leader.filter(|node| !alive.contains(node)) else { return false };
+        let first = alive.first() == Some(&self.me);
+        let mut inner = self.lock();
+        first && inner.called_for.replace(gone) != Some(gone)
+    }
+
     /// For how long this keeper has seen the attempt in its present phase.
     pub fn phase_age(&self, now: Moment) -> Millis {
         now.since(self.lock().phase_since)
@@ -244,6 +259,21 @@ impl Council {
         }
     }
 
+    /// Whether this node's server takes writes, as far as its driver knows.
+    pub fn serves(&self) -> bool {
+        let inner = self.lock();
+        inner.leader == Some(self.me) && (inner.own.serving.is_some() || inner.own.own.is_some())
+    }
+
+    /// Whether the server must be killed now: it may acknowledge commits that nobody else holds, and the lease that
+    /// allows it has ended. `patient`: the keeper has only just started, and what its predecessor held is not known.
+    pub fn must_fence(&self, now: Moment) -> bool {
+        let inner = self.lock();
+        let Some((epoch, electors)) = inner.own.guarded else { return false };
+        let patient = now.since(inner.started_at) < LEASE.term;
+        !patient && inner.holder.verdict(epoch, electors, now, &LEASE) == HolderVerdict::Fence
+    }
+
     /// Whether this keeper has only just started and may have held a lease before.
     pub fn just_started(&self, now: Moment) -> bool {
         now.since(self.lock().started_at) < LEASE.term
@@ -252,9 +282,10 @@ impl Council {
     /// Something is going on, or the leader is quieter than it should be: look more often.
     pub fn restless(&self, now: Moment) -> bool {
         let inner = self.lock();
-        let quiet = inner.leader.filter(|leader| *leader != self.me).is_some_and(|leader| {
-            inner.silence(leader, now).0 > model::limits::HEARTBEAT_INTERVAL.0 * 3
-        });
+        let quiet = inner
+            .leader
+            .filter(|leader| *leader != self.me)
+            .is_some_and(|leader| inner.silence(leader, now).0 > model::limits::HEARTBEAT_INTERVAL.0 * 3);
         quiet || inner.phase.is_some() || inner.dead_since.is_some()
     }
 
@@ -277,6 +308,7 @@ impl Inner {
         let leader = procedure::leader_of(state);
         if self.leader != Some(leader) {
             self.leader = Some(leader);
+            self.called_for = None;
             self.dead_since = None;
         }
         if self.primary_was_at.is_some_and(|(node, _)| node != state.rule.primary) {

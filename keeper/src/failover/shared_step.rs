@@ -1,11 +1,21 @@
 //! The steps of a change of primary that any keeper may write into consensus.
 
+use super::Council;
 use crate::clock;
 use crate::store::Store;
 use cluster::failover::order::Action;
 use cluster::failover::procedure;
 use model::failover::FailoverKind;
-use model::{ClusterState, Trouble};
+use model::{ClusterState, NodeId, Trouble};
+use std::collections::BTreeSet;
+
+/// Where the store's leader went together with the primary, has another elected before the claim is written.
+pub(crate) async fn hasten(store: &Store, council: &Council, action: &Action, alive: &BTreeSet<NodeId>) {
+    if matches!(action, Action::Claim { .. }) && council.should_call_election(store.view().leader, alive) {
+        tracing::info!("calling an election of the store's leader");
+        store.consensus().call_election().await;
+    }
+}
 
 /// Writes a shared step, unless the state moves on meanwhile: then there is something newer to decide. A step given up
 /// halfway may still be written; each refuses a state that it was not meant for.

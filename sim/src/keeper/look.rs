@@ -43,9 +43,10 @@ impl World {
         let position = serving.map(|_| Lsn(it.disk.flushed as u64));
         let own_word = match it.server.running {
             Running::Primary if self.now >= it.server.frozen_until => Some(OwnWord::Healthy),
-            Running::Primary => {
-                Some(OwnWord::Stalled { for_ms: Millis(self.now - it.server.frozen_since), what: "the server".to_owned() })
-            }
+            Running::Primary => Some(OwnWord::Stalled {
+                for_ms: Millis(self.now - it.server.frozen_since),
+                what: "the server".to_owned(),
+            }),
             Running::No if keeper.hand_over_until.is_some() => Some(OwnWord::Gone),
             Running::No | Running::Starting | Running::Replica => None,
         };

@@ -7,6 +7,7 @@ mod local;
 mod node;
 mod op;
 mod primacy;
+mod rescue;
 pub mod settings_bridge;
 mod status;
 pub mod target;
@@ -47,6 +48,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Resume => primacy::resume(&context).await,
         Command::Op(command) => op::run(&context, command).await,
         Command::History { limit } => history::run(&context, limit).await,
+        Command::Rescue(command) => rescue::run(&context, command),
         Command::Cert(command) => cert::run(&context, command).await,
         Command::Explain { code: Some(id), all: false } if primacy::is_change(&id) => {
             primacy::explain(&context, &id).await

@@ -1,0 +1,150 @@
+//! What a router is told. Reading files is left to the assembly; every value here is checked already.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// When a server is given to another client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    /// When the client leaves.
+    Session,
+    /// When its transaction ends.
+    Transaction,
+}
+
+impl PoolMode {
+    /// The word shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PoolMode::Session => "session",
+            PoolMode::Transaction => "transaction",
+        }
+    }
+}
+
+/// How clients prove who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// They do not: whoever connects is believed. For networks that nobody else is on.
+    Trust,
+    /// SCRAM-SHA-256 against the secrets of a file.
+    Users(Arc<BTreeMap<String, Secret>>),
+    /// SCRAM-SHA-256 against the file's secrets first, then against what a query to the primary returns.
+    Query {
+        /// Secrets that are known already; that of the asking user must be among them.
+        users: Arc<BTreeMap<String, Secret>>,
+        /// The user who asks.
+        user: String,
+        /// Where to ask; the client's own database when absent.
+        database: Option<String>,
+        /// The query: `$1` is the user's name, the row is name and verifier.
+        query: String,
+    },
+}
+
+/// What is known of a user's password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// The password itself.
+    Password(String),
+    /// What `pg_authid` holds: `SCRAM-SHA-256$...`. Enough to check a client and, once it logged in, to log in as it.
+    Verifier(String),
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// Whether connections to servers are encrypted.
+#[derive(Clone)]
+pub enum ServerTls {
+    /// No.
+    Off,
+    /// Yes, or there is no connection.
+    Require(Arc<rustls::ClientConfig>),
+}
+
+impl std::fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ServerTls::Off => "Off",
+            ServerTls::Require(_) => "Require",
+        })
+    }
+}
+
+/// TLS towards clients.
+#[derive(Clone)]
+pub struct ClientTls {
+    /// What they meet.
+    pub config: Arc<rustls::ServerConfig>,
+    /// Whether clients without TLS are turned away.
+    pub require: bool,
+}
+
+impl std::fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClientTls {{ require: {} }}", self.require)
+    }
+}
+
+/// A router.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect. All statements may come here.
+    pub listen: Vec<SocketAddr>,
+    /// Threads that carry traffic.
+    pub workers: usize,
+    /// When a server is given to another client.
+    pub mode: PoolMode,
+    /// Most connections to one server for one user and database, over all threads.
+    pub pool_size: usize,
+    /// Most clients at once.
+    pub clients_max: usize,
+    /// How long a client waits for a free server.
+    pub wait_max: Duration,
+    /// How long a statement is held while there is no primary.
+    pub hold_max: Duration,
+    /// How long connecting and logging in to a server may take.
+    pub connect_timeout: Duration,
+    /// How long a client may take to log in.
+    pub login_timeout: Duration,
+    /// A server connection that nobody used for so long is closed.
+    pub server_idle_max: Duration,
+    /// A server connection is closed, when idle, at this age.
+    pub server_lifetime: Duration,
+    /// How clients prove who they are.
+    pub auth: ClientAuth,
+    /// TLS towards clients.
+    pub client_tls: Option<ClientTls>,
+    /// TLS towards servers.
+    pub server_tls: ServerTls,
+    /// Who may use the admin console; empty is nobody.
+    pub admins: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: Vec::new(),
+            workers: 1,
+            mode: PoolMode::Transaction,
+            pool_size: 20,
+            clients_max: 10_000,
+            wait_max: Duration::from_secs(30),
+            hold_max: Duration::from_secs(15),
+            connect_timeout: Duration::from_secs(5),
+            login_timeout: Duration::from_secs(15),
+            server_idle_max: Duration::from_secs(600),
+            server_lifetime: Duration::from_secs(3600),
+            auth: ClientAuth::Users(Arc::default()),
+            client_tls: None,
+            server_tls: ServerTls::Off,
+            admins: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The server's side: answers go on as they are, except those that the client did not ask for.
+
+use super::{Desync, Exchange, Expect, INSPECT_BYTES_MAX, Refused};
+use crate::out::Out;
+use wire::frame::{HEADER_BYTES, c_string, header};
+use wire::{Header, backend, build};
+
+/// Whether an error proves that a server in recovery did not do what it was asked.
+fn refusal(sqlstate: &str, message: &str, routine: Option<&str>) -> Option<Refused> {
+    routing::refusal(sqlstate, message, routine).map(|refusal| match refusal {
+        routing::Refusal::NeedsPrimary => Refused::NeedsPrimary,
+        routing::Refusal::Conflict => Refused::Conflict,
+    })
+}
+
+/// The field of an error that names the routine in the server.
+fn routine(mut body: &[u8]) -> Option<&str> {
+    while let Some((kind, rest)) = body.split_first() {
+        let (text, rest) = c_string(rest).ok()?;
+        if *kind == b'R' {
+            return std::str::from_utf8(text).ok();
+        }
+        body = rest;
+    }
+    None
+}
+
+impl Exchange {
+    /// Reads what the server sent; bytes for the client go to `client`. Returns how many bytes were used; the rest
+    /// must be offered again, with more behind it.
+    pub fn server_bytes(&mut self, input: &[u8], client: &mut Out) -> Result<usize, Desync> {
+        let mut at = 0;
+        loop {
+            if self.streaming {
+                client.pass(at..input.len());
+                return Ok(input.len());
+            }
+            if self.server_skip > 0 {
+                let take = self.server_skip.min(input.len() - at);
+                if !self.server_skip_swallow {
+                    client.pass(at..at + take);
+                }
+                self.server_skip -= take;
+                at += take;
+            }
+            let rest = &input[at..];
+            let head = match header(rest) {
+                Ok(Some(head)) => head,
+                Ok(None) => return Ok(at),
+                Err(malformed) => return Err(Desync(malformed.to_string())),
+            };
+            let total = head.total();
+            let bulk = matches!(head.tag, b'D' | b'd' | b'T' | b't' | b'V');
+            if rest.len() < total && !bulk && total <= INSPECT_BYTES_MAX {
+                return Ok(at);
+            }
+            let here = total.min(rest.len());
+            let show = self.answer(head, &rest[HEADER_BYTES.min(here)..here])? && self.refused.is_none();
+            if show {
+                self.answered = true;
+                client.pass(at..at + here);
+            }
+            self.server_skip = total - here;
+            self.server_skip_swallow = !show;
+            at += here;
+            if self.server_skip == 0 {
+                self.say_elided(client);
+            }
+        }
+    }
+
+    /// Gives the answers that are due and that the server will not give.
+    pub(super) fn say_elided(&mut self, client: &mut Out) {
+        let silent = self.refused.is_some();
+        loop {
+            match self.ring.front() {
+                Some(Expect::Elided) => {
+                    self.names.pop_front();
+                    if !silent {
+                        client.add(build::parse_complete);
+                        self.answered = true;
+                    }
+                }
+                Some(Expect::CloseElided) if !silent => {
+                    client.add(build::close_complete);
+                    self.answered = true;
+                }
+                Some(Expect::CloseElided) => {}
+                Some(Expect::CopyEnd) => {}
+                _ => return,
+            }
+            self.ring.pop_front();
+        }
+    }
+
+    /// Takes one answer; whether the client is to see it.
+    fn answer(&mut self, head: Header, body: &[u8]) -> Result<bool, Desync> {
+        let front = self.ring.front().copied();
+        let swallowed = front == Some(Expect::Injected);
+        match head.tag {
+            b'D' | b'd' | b'T' | b't' | b'V' | b'C' | b'I' | b's' | b'n' | b'1' | b'2' | b'3' | b'c' => {
+                self.in_order(head.tag, body, front)
+            }
+            b'Z' => self.ready(body, front),
+            b'E' => self.error(body, front),
+            b'S' => {
+                if let Ok((name, value)) = backend::parameter_status(body) {
+                    self.reported.push((name.to_vec(), value.to_vec()));
+                }
+                Ok(!swallowed)
+            }
+            b'G' => {
+                self.copy_begins();
+                Ok(!swallowed)
+            }
+            b'H' | b'N' | b'A' => Ok(!swallowed || head.tag == b'A'),
+            b'W' => {
+                self.streaming = true;
+                Ok(true)
+            }
+            b'v' | b'K' | b'R' => Ok(true),
+            other => Err(Desync(format!("message {:?} of the server is unknown", char::from(other)))),
+        }
+    }
+
+    fn in_order(&mut self, tag: u8, body: &[u8], front: Option<Expect>) -> Result<bool, Desync> {
+        let unfit = || Desync(format!("answer {:?} came where {front:?} was due", char::from(tag)));
+        let Some(front) = front else { return Err(unfit()) };
+        let (done, show) = match (front, tag) {
+            (Expect::Query { effects: true }, b'C') => {
+                if let Some(route) = self.effects.front().cloned() {
+                    self.apply(&route, Some(self.parts_done), body);
+                    self.parts_done += 1;
+                }
+                (false, true)
+            }
+            (Expect::Execute { effects: true }, b'C' | b's' | b'I') => {
+                if let Some(route) = self.effects.pop_front() {
+                    self.apply(&route, None, body);
+                }
+                (true, true)
+            }
+            (Expect::Query { .. }, b'D' | b'd' | b'T' | b'C' | b'I' | b'c') => (false, true),
+            (Expect::Injected, b'D' | b'T' | b'C' | b'I') => (false, false),
+            (Expect::Function, b'V') => (false, true),
+            (Expect::Parse { wanted, named, .. }, b'1') => {
+                if named {
+                    self.names.pop_front();
+                }
+                (true, wanted)
+            }
+            (Expect::Bind, b'2') | (Expect::Close, b'3') | (Expect::Describe, b'T' | b'n') => (true, true),
+            (Expect::CloseInjected, b'3') => (true, false),
+            (Expect::Describe, b't') | (Expect::Execute { .. }, b'D' | b'd' | b'c') => (false, true),
+            (Expect::Execute { .. }, b'C' | b'I' | b's') => (true, true),
+            _ => return Err(unfit()),
+        };
+        if done {
+            self.ring.pop_front();
+        }
+        Ok(show)
+    }
+
+    fn ready(&mut self, body: &[u8], front: Option<Expect>) -> Result<bool, Desync> {
+        let status = *body.first().ok_or(Desync("ReadyForQuery without a state".into()))?;
+        let show = match front {
+            Some(Expect::Query { effects: true }) => {
+                self.effects.pop_front();
+                self.parts_done = 0;
+                true
+            }
+            Some(Expect::Query { effects: false } | Expect::Function | Expect::Sync) => true,
+            Some(Expect::Injected) => false,
+            other => return Err(Desync(format!("ReadyForQuery came where {other:?} was due"))),
+        };
+        self.ring.pop_front();
+        self.status = status;
+        self.copy_in = false;
+        if show {
+            self.state.ready(status);
+            self.transaction_wrote = status != b'I' && (self.transaction_wrote || self.request_writes);
+            self.request_writes &= !self.ring.is_empty();
+        }
+        if status == b'I' {
+            self.portals.clear();
+        }
+        Ok(show)
+    }
+
+    fn error(&mut self, body: &[u8], front: Option<Expect>) -> Result<bool, Desync> {
+        let fields = backend::error_fields(body);
+        if fields.severity == "FATAL" || fields.severity == "PANIC" {
+            // What becomes of the client is not the server's to say.
+            self.fatal = Some(body.to_vec());
+            return Ok(false);
+        }
+        match front {
+            Some(Expect::Injected) => {}
+            // Only the first word of an answer can still be taken back.
+            Some(_) if self.may_retry && !self.answered && self.refused.is_none() && self.status == b'I' => {
+                self.refused = refusal(&fields.sqlstate, &fields.message, routine(body));
+            }
+            Some(_) | None => {}
+        }
+        match front {
+            Some(Expect::Injected) => {
+                self.injected_error.get_or_insert_with(|| body.to_vec());
+                return Ok(false);
+            }
+            Some(Expect::Query { .. } | Expect::Function | Expect::Sync) => {}
+            None => return Err(Desync(format!("an error that belongs to nothing: {}", fields.message))),
+            Some(_) => {
+                // The rest of the segment is ignored by the server, so its answers will not come.
+                match self.ring.iter().position(|expect| *expect == Expect::Sync) {
+                    Some(sync) => self.drop_expected(sync),
+                    None => {
+                        self.drop_expected(usize::MAX);
+                        self.ignoring = true;
+                    }
+                }
+            }
+        }
+        self.copy_in = false;
+        self.state.failed();
+        Ok(true)
+    }
+
+    /// The server waits for the client's data. A Sync that was sent behind the Execute is ignored by a copying server
+    /// and so will not be answered, except where it stands behind the end of the copying.
+    fn copy_begins(&mut self) {
+        let end = self.ring.iter().position(|expect| *expect == Expect::CopyEnd);
+        let stop = end.unwrap_or(self.ring.len());
+        let simple = matches!(self.ring.front(), Some(Expect::Query { .. } | Expect::Injected));
+        let mut index = 0;
+        self.ring.retain(|expect| {
+            let keep = index == 0 || index >= stop || simple || *expect != Expect::Sync;
+            index += 1;
+            keep
+        });
+        match self.ring.iter().position(|expect| *expect == Expect::CopyEnd) {
+            Some(end) => {
+                self.ring.remove(end);
+            }
+            None => {
+                self.copy_in = true;
+                // A Sync that did not count leaves the segment open until the one behind the data.
+                self.segment_open |= !simple;
+            }
+        }
+    }
+}

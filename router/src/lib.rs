@@ -1,0 +1,207 @@
+//! The front door: one address for every read and write of a cluster, over PostgreSQL's own protocol.
+//!
+//! `Router::start` makes one acceptor and as many workers as configured. A worker is a thread with its own event loop,
+//! buffers and idle server connections (see `worker`); a client stays with its worker. What flows between a client and
+//! its server is decided by `exchange`, which is pure; `session` does the reading and writing. Servers come and go by
+//! `Topology` values, which someone else supplies.
+
+pub mod cancel;
+pub mod config;
+pub mod exchange;
+mod login;
+pub mod obtain;
+pub mod out;
+pub mod pool;
+pub mod prepared;
+pub mod refusal;
+pub mod scram;
+pub mod server;
+pub mod session;
+pub mod settings;
+pub mod state;
+pub mod stream;
+pub mod tls;
+pub mod topology;
+pub mod worker;
+
+pub use config::Config;
+pub use topology::{NodeAddr, Topology};
+
+use crate::pool::{PoolKey, SharedPool};
+use crate::worker::{Mail, Mailbox};
+use arc_swap::ArcSwap;
+use model::Trouble;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// What all workers share.
+pub struct Global {
+    /// The configuration in force.
+    pub config: ArcSwap<Config>,
+    /// The servers as last told.
+    pub topology: watch::Sender<Topology>,
+    /// Clients, logging in or in.
+    pub clients: AtomicUsize,
+    /// Makes unknown users look like known ones.
+    pub seed: [u8; 32],
+    /// Clients of each worker.
+    load: Vec<AtomicUsize>,
+    mail: Arc<[Mailbox]>,
+    pools: Mutex<HashMap<PoolKey, Arc<SharedPool>>>,
+}
+
+impl Global {
+    /// The shared part of a pool. Not on the way of a query: workers remember it.
+    pub fn shared_pool(&self, key: &PoolKey) -> Arc<SharedPool> {
+        let mut pools = self.pools.lock().expect("no panic under this lock");
+        pools
+            .entry(key.clone())
+            .or_insert_with(|| Arc::new(SharedPool::new(key.clone(), &self.config.load(), self.mail.clone())))
+            .clone()
+    }
+
+    /// All pools.
+    pub fn all_pools(&self) -> Vec<Arc<SharedPool>> {
+        self.pools.lock().expect("no panic under this lock").values().cloned().collect()
+    }
+
+    /// A client of `worker` is gone.
+    pub fn client_gone(&self, worker: usize) {
+        self.load[worker].fetch_sub(1, Ordering::Relaxed);
+        self.clients.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Sends a cancel request to the worker that the key names.
+    pub fn cancel(&self, pid: u32, secret: Vec<u8>) {
+        if let Some(mailbox) = self.mail.get((pid >> 22) as usize) {
+            mailbox.post(Mail::Cancel { client: pid, secret });
+        }
+    }
+}
+
+/// A running router. Dropping it closes all connections.
+pub struct Router {
+    global: Arc<Global>,
+    addresses: Vec<SocketAddr>,
+    acceptors: Vec<tokio::task::JoinHandle<()>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Router {
+    /// Listens and serves. Must be called on a tokio runtime, which accepts connections; traffic has its own threads.
+    pub async fn start(config: Config, topology: watch::Receiver<Topology>) -> Result<Router, Trouble> {
+        let workers = config.workers.clamp(1, 64);
+        let (mail, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| Mailbox::new()).unzip();
+        let mut listeners = Vec::new();
+        for address in &config.listen {
+            let listener = TcpListener::bind(address).await.map_err(|error| {
+                Trouble::port_taken(
+                    format!("the router cannot listen on {address}"),
+                    "free the port, or choose another",
+                )
+                .because(error)
+            })?;
+            listeners.push(listener);
+        }
+        let (sender, _) = watch::channel(topology.borrow().clone());
+        let global = Arc::new(Global {
+            config: ArcSwap::from_pointee(config),
+            topology: sender,
+            clients: AtomicUsize::new(0),
+            seed: random(),
+            load: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+            mail: mail.into(),
+            pools: Mutex::default(),
+        });
+        let mut threads = Vec::new();
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let global = global.clone();
+            let thread = std::thread::Builder::new().name(format!("router-{index}"));
+            threads.push(thread.spawn(move || worker::run(index, global, inbox)).map_err(|error| {
+                Trouble::os("a thread of the router cannot be started", "see the limits of this user").because(error)
+            })?);
+        }
+        let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let mut acceptors: Vec<_> =
+            listeners.into_iter().map(|listener| tokio::spawn(accept(listener, global.clone()))).collect();
+        acceptors.push(tokio::spawn(pass_on(topology, global.clone())));
+        Ok(Router { global, addresses, acceptors, threads })
+    }
+
+    /// Takes another configuration. Listeners and threads stay as they are; clients that are in stay in.
+    pub fn reload(&self, config: Config) {
+        let pool_size = config.pool_size;
+        self.global.config.store(Arc::new(config));
+        for pool in self.global.all_pools() {
+            pool.set_limit(pool_size);
+        }
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Clients, logging in or in.
+    pub fn clients(&self) -> usize {
+        self.global.clients.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        for acceptor in &self.acceptors {
+            acceptor.abort();
+        }
+        for mailbox in self.global.mail.iter() {
+            mailbox.post(Mail::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn pass_on(mut topology: watch::Receiver<Topology>, global: Arc<Global>) {
+    while topology.changed().await.is_ok() {
+        let news = topology.borrow_and_update().clone();
+        global.topology.send_if_modified(|known| {
+            let modified = *known != news;
+            *known = news;
+            modified
+        });
+    }
+}
+
+/// Gives each client to the worker with the fewest: better balanced than leaving it to the kernel, which goes by
+/// address and port.
+async fn accept(listener: TcpListener, global: Arc<Global>) {
+    loop {
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                // Out of descriptors, most likely: there will be some when clients leave.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(socket) = socket.into_std() else { continue };
+        let quietest = (0..global.load.len()).min_by_key(|index| global.load[*index].load(Ordering::Relaxed));
+        let index = quietest.unwrap_or(0);
+        global.load[index].fetch_add(1, Ordering::Relaxed);
+        global.clients.fetch_add(1, Ordering::SeqCst);
+        global.mail[index].post(Mail::Client(socket));
+    }
+}
+
+/// Unguessable bytes.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
+    bytes
+}

@@ -1,0 +1,390 @@
+//! A client from its first byte to its first ReadyForQuery.
+
+use crate::config::{ClientAuth, Secret};
+use crate::obtain::{self, Failure};
+use crate::pool::Pool;
+use crate::refusal::Refusal;
+use crate::scram::{self, Proof, Verifier};
+use crate::server::{Reported, read_message};
+use crate::session::{ClientEntry, Session};
+use crate::settings::Settings;
+use crate::stream::Stream;
+use crate::worker::Worker;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use wire::build;
+use wire::startup::{self, Opening, Start};
+
+/// Counts a client for as long as it is here.
+struct Counted {
+    worker: Rc<Worker>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.worker.global.client_gone(self.worker.index);
+    }
+}
+
+/// Why a client does not get in.
+enum Out {
+    /// It hung up, or needed only a word.
+    Gone,
+    /// It is told this.
+    Refused(Refusal),
+    /// It is told what the server says.
+    Server(crate::server::ConnectError),
+}
+
+impl From<io::Error> for Out {
+    fn from(_: io::Error) -> Self {
+        Out::Gone
+    }
+}
+
+impl From<Refusal> for Out {
+    fn from(refusal: Refusal) -> Self {
+        Out::Refused(refusal)
+    }
+}
+
+/// Serves one client from beginning to end.
+pub async fn serve(worker: Rc<Worker>, socket: std::net::TcpStream) {
+    let _counted = Counted { worker: worker.clone() };
+    let Ok(socket) = TcpStream::from_std(socket) else { return };
+    let _ = socket.set_nodelay(true);
+    let limit = worker.config().login_timeout;
+    // Boxed, so that a client that only waits does not carry the memory of its login.
+    if let Ok(Some(session)) = tokio::time::timeout(limit, Box::pin(enter(worker, socket))).await {
+        session.run().await;
+    }
+}
+
+async fn enter(worker: Rc<Worker>, socket: TcpStream) -> Option<Session> {
+    let mut stream = encrypt_at_once(&worker, socket).await?;
+    match log_in(&worker, &mut stream).await {
+        Ok(Admitted { entry, settings, reported, mode }) => {
+            Some(Session::new(worker, entry, stream, settings, &reported, mode))
+        }
+        Err(out) => {
+            let mut bytes = Vec::new();
+            match out {
+                Out::Gone => return None,
+                Out::Refused(refusal) => refusal.write("FATAL", &mut bytes),
+                Out::Server(error) => error.write("FATAL", &mut bytes),
+            }
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+            None
+        }
+    }
+}
+
+/// First byte of a TLS handshake; no first message of the protocol begins with it, being so long.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Clients of PostgreSQL 17 and later may begin with TLS without asking.
+async fn encrypt_at_once(worker: &Rc<Worker>, socket: TcpStream) -> Option<Stream> {
+    let mut first = [0];
+    if socket.peek(&mut first).await.ok()? == 0 {
+        return None;
+    }
+    match worker.config().client_tls.clone() {
+        Some(tls) if first[0] == TLS_HANDSHAKE => {
+            let stream = tokio_rustls::TlsAcceptor::from(tls.config).accept(socket).await.ok()?;
+            // Without the agreed name this could be another protocol's traffic led here.
+            let agreed = stream.get_ref().1.alpn_protocol() == Some(crate::tls::ALPN);
+            agreed.then(|| Stream::Tls(Box::new(stream.into())))
+        }
+        Some(_) | None => Some(Stream::Tcp(socket)),
+    }
+}
+
+struct Admitted {
+    entry: Rc<ClientEntry>,
+    settings: Arc<Settings>,
+    reported: Arc<Reported>,
+    mode: crate::config::PoolMode,
+}
+
+async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Out> {
+    let config = worker.config();
+    let start = opening(worker, stream).await?;
+    if config.client_tls.as_ref().is_some_and(|tls| tls.require) && !stream.is_tls() {
+        return Err(Refusal::authentication("the router takes connections with TLS only").sqlstate("28000").into());
+    }
+    if worker.global.clients.load(std::sync::atomic::Ordering::SeqCst) > config.clients_max {
+        return Err(Refusal::too_many_clients(format!("{} clients are connected", config.clients_max)).into());
+    }
+    let user = start.get("user").filter(|user| !user.is_empty());
+    let user = user.ok_or_else(|| Refusal::protocol("the client gave no user").sqlstate("28000"))?.to_owned();
+    let database = start.get("database").filter(|name| !name.is_empty()).unwrap_or(&user).to_owned();
+    if start.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
+        return Err(Refusal::unsupported("replication through the router").into());
+    }
+    let unknown: Vec<&str> = start.extensions().collect();
+    if start.minor > 0 || !unknown.is_empty() {
+        let mut out = Vec::new();
+        build::negotiate_version(&mut out, 0, &unknown);
+        stream.write_all(&out).await?;
+    }
+    authenticate(worker, stream, &user, &database).await?;
+    let settings = Arc::new(settings_of(&start)?);
+    let reported = welcome(worker, &database, &user, &settings).await?;
+    let entry = worker.register(|pid| ClientEntry::new(pid, &user, &database));
+    let mut out = Vec::new();
+    build::authentication_ok(&mut out);
+    for (name, value) in reported.iter() {
+        build::parameter_status(&mut out, name, value);
+    }
+    build::backend_key(&mut out, entry.pid, &entry.secret);
+    build::ready(&mut out, b'I');
+    if let Err(error) = stream.write_all(&out).await {
+        worker.unregister(entry.pid);
+        return Err(error.into());
+    }
+    Ok(Admitted { entry, settings, reported, mode: config.mode })
+}
+
+/// Reads first messages until one starts a session.
+async fn opening(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Start, Out> {
+    loop {
+        let mut head = [0; 4];
+        stream.read_exact(&mut head).await?;
+        let malformed = |bad: wire::Malformed| Refusal::protocol("the first message is not understood").detail(bad.0);
+        let length = startup::length(&head).map_err(malformed)?.expect("four bytes are a length");
+        let mut body = vec![0; length - 4];
+        stream.read_exact(&mut body).await?;
+        match startup::parse(&body).map_err(malformed)? {
+            Opening::Ssl => match (worker.config().client_tls.clone(), stream.take_tcp()) {
+                (Some(tls), Some(mut socket)) => {
+                    // Exactly the request was read: what a stranger put behind it in clear text goes to the handshake,
+                    // which fails on it.
+                    socket.write_all(b"S").await?;
+                    let encrypted = tokio_rustls::TlsAcceptor::from(tls.config).accept(socket).await?;
+                    *stream = Stream::Tls(Box::new(encrypted.into()));
+                }
+                (_, plain) => {
+                    if let Some(socket) = plain {
+                        *stream = Stream::Tcp(socket);
+                    }
+                    stream.write_all(b"N").await?;
+                }
+            },
+            Opening::Gss => stream.write_all(b"N").await?,
+            Opening::Cancel { pid, secret } => {
+                worker.global.cancel(pid, secret);
+                return Err(Out::Gone);
+            }
+            Opening::Start(start) => return Ok(start),
+        }
+    }
+}
+
+/// What the router knows of a user.
+enum Known {
+    /// It needs no proof.
+    Believed,
+    /// This.
+    Secret(Secret),
+    /// Nothing.
+    Nobody,
+}
+
+async fn secret_of(worker: &Rc<Worker>, user: &str, database: &str) -> Result<Known, Out> {
+    let config = worker.config();
+    let known = |users: &std::collections::BTreeMap<String, Secret>, name: &str| users.get(name).cloned();
+    match &config.auth {
+        ClientAuth::Trust => Ok(Known::Believed),
+        ClientAuth::Users(users) => Ok(known(users, user).map_or(Known::Nobody, Known::Secret)),
+        ClientAuth::Query { users, user: asker, database: place, query } => {
+            if let Some(secret) = known(users, user) {
+                return Ok(Known::Secret(secret));
+            }
+            if let Some(Secret::Password(password)) = known(users, asker) {
+                worker.learn_proof(asker, Proof::Password(password));
+            }
+            let place = place.as_deref().unwrap_or(database);
+            let find = || worker.primary_pool(place, asker);
+            let mut server = obtain::obtain(worker, asker, find).await.map_err(out)?;
+            let sql = query.replace("$1", &crate::settings::literal(user));
+            let rows = crate::server::ask(&mut server, &sql).await.map_err(Out::Server)?;
+            worker.put_back(server);
+            let found = rows.into_iter().next().and_then(|row| row.into_iter().nth(1).flatten());
+            Ok(found.map_or(Known::Nobody, |verifier| Known::Secret(Secret::Verifier(verifier))))
+        }
+    }
+}
+
+fn out(failure: Failure) -> Out {
+    match failure {
+        Failure::ClientGone => Out::Gone,
+        Failure::Refused(refusal) => Out::Refused(refusal),
+        Failure::Server(error) => Out::Server(error),
+    }
+}
+
+async fn authenticate(worker: &Rc<Worker>, stream: &mut Stream, user: &str, database: &str) -> Result<(), Out> {
+    let secret = match secret_of(worker, user, database).await? {
+        Known::Believed => return Ok(()),
+        Known::Secret(secret) => Some(secret),
+        Known::Nobody => None,
+    };
+    let verifier = match &secret {
+        Some(Secret::Password(password)) => Verifier::from_password(password, crate::random()),
+        Some(Secret::Verifier(text)) => {
+            Verifier::parse(text).unwrap_or_else(|| Verifier::nobody(&worker.global.seed, user))
+        }
+        None => Verifier::nobody(&worker.global.seed, user),
+    };
+    let keys = scram_exchange(stream, verifier).await?;
+    match keys {
+        Some(keys) => {
+            let proof = match secret {
+                Some(Secret::Password(password)) => Proof::Password(password),
+                Some(Secret::Verifier(_)) | None => Proof::Keys(keys),
+            };
+            worker.learn_proof(user, proof);
+            Ok(())
+        }
+        None => Err(Refusal::authentication(format!("password authentication failed for user \"{user}\"")).into()),
+    }
+}
+
+async fn scram_exchange(stream: &mut Stream, verifier: Verifier) -> Result<Option<scram::Keys>, Out> {
+    let mut out = Vec::new();
+    build::authentication_sasl(&mut out, &[scram::MECHANISM]);
+    stream.write_all(&out).await?;
+    let mut body = Vec::new();
+    let unfit = || Refusal::protocol("the client's password message is not understood");
+    if read_message(stream, &mut body).await?.tag != b'p' {
+        return Err(unfit().into());
+    }
+    let (mechanism, rest) = wire::frame::c_string(&body).map_err(|_| unfit())?;
+    let (_, first) = wire::frame::number32(rest).map_err(|_| unfit())?;
+    if mechanism != scram::MECHANISM.as_bytes() {
+        return Err(unfit().into());
+    }
+    let Ok((side, answer)) = scram::ServerSide::begin(verifier, first, &crate::random::<18>()) else {
+        return Err(unfit().into());
+    };
+    out.clear();
+    build::authentication_sasl_data(&mut out, answer.as_bytes(), false);
+    stream.write_all(&out).await?;
+    if read_message(stream, &mut body).await?.tag != b'p' {
+        return Err(unfit().into());
+    }
+    let Ok((keys, last)) = side.finish(&body) else { return Ok(None) };
+    out.clear();
+    build::authentication_sasl_data(&mut out, last.as_bytes(), true);
+    stream.write_all(&out).await?;
+    Ok(Some(keys))
+}
+
+/// The settings that the client asks for with its first message.
+fn settings_of(start: &Start) -> Result<Settings, Refusal> {
+    let mut settings = Settings::default();
+    for (name, value) in &start.parameters {
+        let name = name.to_ascii_lowercase();
+        if matches!(name.as_str(), "user" | "database" | "replication") || name.starts_with("_pq_.") {
+            continue;
+        }
+        if name == "options" {
+            for (name, value) in options(value)? {
+                settings.0.insert(name, crate::settings::literal(&value));
+            }
+            continue;
+        }
+        if !is_name(&name) {
+            return Err(Refusal::protocol(format!("`{name}` is not the name of a setting")).sqlstate("22023"));
+        }
+        settings.0.insert(name, crate::settings::literal(value));
+    }
+    Ok(settings)
+}
+
+fn is_name(name: &str) -> bool {
+    let word = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(|first: char| first.is_ascii_digit())
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    name.split('.').all(word)
+}
+
+/// Settings in the parameter `options`: `-c name=value` and `--name=value`, with a backslash before spaces.
+fn options(text: &str) -> Result<Vec<(String, String)>, Refusal> {
+    let mut words: Vec<String> = Vec::new();
+    let (mut word, mut inside) = (String::new(), false);
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => {
+                word.extend(letters.next());
+                inside = true;
+            }
+            letter if letter.is_ascii_whitespace() => {
+                if inside {
+                    words.push(std::mem::take(&mut word));
+                }
+                inside = false;
+            }
+            letter => {
+                word.push(letter);
+                inside = true;
+            }
+        }
+    }
+    if inside {
+        words.push(word);
+    }
+    let mut found = Vec::new();
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let setting = match word.strip_prefix("--").or_else(|| word.strip_prefix("-c").filter(|rest| !rest.is_empty()))
+        {
+            Some(rest) => rest.to_owned(),
+            None if word == "-c" => words.next().unwrap_or_default(),
+            None => String::new(),
+        };
+        let pair = setting.split_once('=').map(|(name, value)| (name.replace('-', "_").to_ascii_lowercase(), value));
+        match pair {
+            Some((name, value)) if is_name(&name) => found.push((name, value.to_owned())),
+            Some(_) | None => {
+                let refusal = Refusal::unsupported("a startup option that is not a setting");
+                return Err(refusal.detail(format!("`{word}` in `{text}`")));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What a server with these settings reports of itself. The first client of its kind makes a connection for it, which
+/// proves that database, user and settings are good; later ones are told the same.
+async fn welcome(
+    worker: &Rc<Worker>,
+    database: &str,
+    user: &str,
+    settings: &Arc<Settings>,
+) -> Result<Arc<Reported>, Out> {
+    let find = || -> Option<Rc<Pool>> { worker.primary_pool(database, user) };
+    if let Some(pool) = find()
+        && let Some(known) = pool.welcome(settings)
+    {
+        return Ok(known);
+    }
+    let mut server = obtain::obtain(worker, user, find).await.map_err(out)?;
+    if let Some(sql) = settings.difference(&server.settings) {
+        crate::server::ask(&mut server, &sql).await.map_err(Out::Server)?;
+        server.settings = settings.clone();
+    }
+    let reported = server.reported.clone();
+    let pool = worker.pool(&server.slot.pool().key.clone());
+    pool.set_welcome(settings.clone(), reported.clone());
+    pool.put(server, &worker.config(), Instant::now());
+    Ok(reported)
+}

@@ -1,0 +1,301 @@
+//! Server connections that wait for work, and clients that wait for connections.
+//!
+//! Each worker keeps its idle connections itself and takes them without a lock. What is shared is a budget (an atomic
+//! number) and a queue of tickets. A released connection goes straight to the worker of the oldest ticket, so nobody
+//! who came later gets in between. Who waits first raises `waiting` and then looks for idle connections elsewhere; who
+//! puts one by first raises `idle` and then looks at `waiting`: one of the two always sees the other.
+
+use crate::config::Config;
+use crate::server::{Parked, Reported, Server};
+use crate::settings::Settings;
+use crate::topology::NodeAddr;
+use crate::worker::{Mail, Mailbox};
+use model::Epoch;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+/// Kinds of clients (by their settings) whose welcome is remembered.
+const WELCOMES_MAX: usize = 16;
+
+/// What connections of a pool are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// Everything, under this primacy. A new primacy has new pools: no connection outlives its epoch.
+    Write(Epoch),
+    /// Reads on a replica.
+    Read,
+}
+
+/// Which connections may stand in for each other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolKey {
+    /// The database.
+    pub database: String,
+    /// The user.
+    pub user: String,
+    /// The server.
+    pub node: NodeAddr,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// A client that waits, by the number its worker knows it under.
+#[derive(Clone, Copy, Debug)]
+struct Ticket {
+    worker: usize,
+    number: u64,
+}
+
+/// What a waiting client is given.
+pub enum Grant {
+    /// A connection.
+    Server(Parked),
+    /// Leave to make one.
+    Connect(Slot),
+}
+
+/// The part of a pool that all workers share.
+pub struct SharedPool {
+    /// Which pool.
+    pub key: PoolKey,
+    limit: AtomicUsize,
+    total: AtomicUsize,
+    waiting: AtomicUsize,
+    idle: Vec<AtomicUsize>,
+    queue: Mutex<VecDeque<Ticket>>,
+    next_ticket: AtomicU64,
+    mail: Arc<[Mailbox]>,
+}
+
+/// A place in the budget of a pool; given back when dropped, with the connection that stands in it.
+pub struct Slot(Arc<SharedPool>);
+
+impl Slot {
+    /// The pool it belongs to.
+    pub fn pool(&self) -> &Arc<SharedPool> {
+        &self.0
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.total.fetch_sub(1, SeqCst);
+        self.0.serve_waiters();
+    }
+}
+
+impl SharedPool {
+    /// An empty pool.
+    pub fn new(key: PoolKey, config: &Config, mail: Arc<[Mailbox]>) -> SharedPool {
+        SharedPool {
+            key,
+            limit: AtomicUsize::new(config.pool_size),
+            total: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            idle: mail.iter().map(|_| AtomicUsize::new(0)).collect(),
+            queue: Mutex::new(VecDeque::new()),
+            next_ticket: AtomicU64::new(1),
+            mail,
+        }
+    }
+
+    /// Another limit; connections above it go when they are released.
+    pub fn set_limit(self: &Arc<Self>, limit: usize) {
+        self.limit.store(limit, SeqCst);
+        self.serve_waiters();
+    }
+
+    /// Clients that wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(SeqCst)
+    }
+
+    /// Connections, idle or not.
+    pub fn total(&self) -> usize {
+        self.total.load(SeqCst)
+    }
+
+    /// Connections that nobody uses.
+    pub fn idle(&self) -> usize {
+        self.idle.iter().map(|count| count.load(SeqCst)).sum()
+    }
+
+    /// A place in the budget, where one is free.
+    pub fn reserve(self: &Arc<Self>) -> Option<Slot> {
+        let limit = self.limit.load(SeqCst);
+        let taken = self.total.fetch_update(SeqCst, SeqCst, |total| (total < limit).then_some(total + 1));
+        taken.ok().map(|_| Slot(self.clone()))
+    }
+
+    /// Stands in the queue. The number must be given up with `leave` where it is not served.
+    pub fn stand(&self, worker: usize) -> u64 {
+        let number = self.next_ticket.fetch_add(1, SeqCst);
+        self.queue.lock().expect("no panic under this lock").push_back(Ticket { worker, number });
+        self.waiting.fetch_add(1, SeqCst);
+        number
+    }
+
+    /// Leaves the queue; harmless for who was served.
+    pub fn leave(&self, number: u64) {
+        let mut queue = self.queue.lock().expect("no panic under this lock");
+        let before = queue.len();
+        queue.retain(|ticket| ticket.number != number);
+        self.waiting.fetch_sub(before - queue.len(), SeqCst);
+    }
+
+    fn oldest(&self) -> Option<Ticket> {
+        if self.waiting.load(SeqCst) == 0 {
+            return None;
+        }
+        let ticket = self.queue.lock().expect("no panic under this lock").pop_front()?;
+        self.waiting.fetch_sub(1, SeqCst);
+        Some(ticket)
+    }
+
+    /// For a waiter that came after a look at the budget: gives out what became free in between, and asks workers
+    /// with idle connections to lend.
+    pub fn serve_waiters(self: &Arc<Self>) {
+        while let Some(ticket) = self.oldest() {
+            match self.reserve() {
+                Some(slot) => self.send(ticket, Grant::Connect(slot)),
+                None => {
+                    self.queue.lock().expect("no panic under this lock").push_front(ticket);
+                    self.waiting.fetch_add(1, SeqCst);
+                    break;
+                }
+            }
+        }
+        if self.waiting() > 0 {
+            for (worker, idle) in self.idle.iter().enumerate() {
+                if idle.load(SeqCst) > 0 {
+                    self.mail[worker].post(Mail::Lend(self.clone()));
+                }
+            }
+        }
+    }
+
+    fn send(&self, ticket: Ticket, grant: Grant) {
+        self.mail[ticket.worker].post(Mail::Grant { ticket: ticket.number, grant });
+    }
+}
+
+/// One worker's part of a pool.
+pub struct Pool {
+    /// What all workers share.
+    pub shared: Arc<SharedPool>,
+    worker: usize,
+    idle: RefCell<Vec<Server>>,
+    retired: Cell<bool>,
+    welcomes: RefCell<Vec<(Arc<Settings>, Arc<Reported>)>>,
+}
+
+impl Pool {
+    /// This worker's part.
+    pub fn new(shared: Arc<SharedPool>, worker: usize) -> Pool {
+        Pool { shared, worker, idle: RefCell::new(Vec::new()), retired: Cell::new(false), welcomes: RefCell::default() }
+    }
+
+    /// The connection used last, which is the warmest. Nobody who waits is passed over: then there is none.
+    pub fn take(&self) -> Option<Server> {
+        if self.shared.waiting.load(SeqCst) > 0 {
+            return None;
+        }
+        self.take_any()
+    }
+
+    fn take_any(&self) -> Option<Server> {
+        loop {
+            let mut server = self.idle.borrow_mut().pop()?;
+            self.shared.idle[self.worker].fetch_sub(1, SeqCst);
+            if server.still_idle(&mut Context::from_waker(Waker::noop())) {
+                return Some(server);
+            }
+            tracing::debug!(node = %self.shared.key.node, "an idle connection was closed by the server");
+        }
+    }
+
+    /// Gives a connection to whoever waits longest, or keeps it.
+    pub fn put(&self, mut server: Server, config: &Config, now: Instant) {
+        let over = self.shared.total() > self.shared.limit.load(SeqCst);
+        if self.retired.get() || over || now.duration_since(server.born) > config.server_lifetime {
+            return;
+        }
+        server.used = now;
+        if let Some(ticket) = self.shared.oldest() {
+            self.shared.send(ticket, server.park(ticket.worker == self.worker));
+            return;
+        }
+        self.idle.borrow_mut().push(server);
+        self.shared.idle[self.worker].fetch_add(1, SeqCst);
+        if self.shared.waiting() > 0 {
+            self.lend();
+        }
+    }
+
+    /// Gives idle connections to those who wait, here or with other workers.
+    pub fn lend(&self) {
+        while self.shared.waiting() > 0 {
+            let Some(server) = self.take_any() else { return };
+            match self.shared.oldest() {
+                Some(ticket) => self.shared.send(ticket, server.park(ticket.worker == self.worker)),
+                None => {
+                    self.idle.borrow_mut().push(server);
+                    self.shared.idle[self.worker].fetch_add(1, SeqCst);
+                }
+            }
+        }
+    }
+
+    /// Its node or epoch is over: idle connections go now, the others when they are released.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        self.drop_idle(|_| true);
+    }
+
+    /// Whether it was retired.
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// Closes idle connections that `unwanted` names.
+    pub fn drop_idle(&self, mut unwanted: impl FnMut(&mut Server) -> bool) {
+        let mut gone = Vec::new();
+        {
+            let mut idle = self.idle.borrow_mut();
+            let mut index = 0;
+            while index < idle.len() {
+                if unwanted(&mut idle[index]) {
+                    gone.push(idle.remove(index));
+                } else {
+                    index += 1;
+                }
+            }
+        }
+        self.shared.idle[self.worker].fetch_sub(gone.len(), SeqCst);
+    }
+
+    /// What a server with these settings reports, where it was seen.
+    pub fn welcome(&self, settings: &Settings) -> Option<Arc<Reported>> {
+        let welcomes = self.welcomes.borrow();
+        welcomes.iter().find(|(known, _)| **known == *settings).map(|(_, reported)| reported.clone())
+    }
+
+    /// Notes what a server with these settings reports. Only few are kept: most clients ask for the same.
+    pub fn set_welcome(&self, settings: Arc<Settings>, reported: Arc<Reported>) {
+        let mut welcomes = self.welcomes.borrow_mut();
+        welcomes.retain(|(known, _)| *known != settings);
+        if welcomes.len() >= WELCOMES_MAX {
+            welcomes.remove(0);
+        }
+        welcomes.push((settings, reported));
+    }
+
+    /// Connections that this worker keeps idle.
+    pub fn idle_here(&self) -> usize {
+        self.idle.borrow().len()
+    }
+}

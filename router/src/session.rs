@@ -1,0 +1,349 @@
+//! One client that is logged in: its bytes go to a server and back. A turn does everything that can be done without
+//! waiting; what must be waited for (a free server) is done between turns.
+
+mod lost;
+mod pump;
+mod target;
+
+use crate::config::PoolMode;
+use crate::exchange::Exchange;
+use crate::obtain::{self, Failure};
+use crate::pool::Pool;
+use crate::prepared::ClientStatements;
+use crate::refusal::Refusal;
+use crate::server::{CancelKey, Reported, Server};
+use crate::settings::Settings;
+use crate::stream::Stream;
+use crate::worker::{CatalogEntry, Worker};
+use routing::{Encoding, Lexing};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+
+/// How long a client that is sent away has to read why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What others may know of a client.
+pub struct ClientEntry {
+    /// The process id that it was told.
+    pub pid: u32,
+    /// The secret that it was told.
+    pub secret: Vec<u8>,
+    /// Its user.
+    pub user: String,
+    /// Its database.
+    pub database: String,
+    /// When it logged in.
+    pub since: Instant,
+    /// What runs its statement now.
+    pub running: RefCell<Option<Arc<CancelKey>>>,
+    /// Cancel requests on their way to that server.
+    pub cancels: Cell<u32>,
+    /// Why it keeps its server.
+    pub pins: RefCell<Vec<crate::state::Pin>>,
+    /// Since when it waits for a server.
+    pub waits: Cell<Option<Instant>>,
+    /// An administrator wants it gone.
+    pub killed: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl ClientEntry {
+    /// A client that runs nothing.
+    pub fn new(pid: u32, user: &str, database: &str) -> ClientEntry {
+        ClientEntry {
+            pid,
+            secret: crate::random::<4>().to_vec(),
+            user: user.to_owned(),
+            database: database.to_owned(),
+            since: Instant::now(),
+            running: RefCell::default(),
+            cancels: Cell::new(0),
+            pins: RefCell::default(),
+            waits: Cell::new(None),
+            killed: Cell::new(false),
+            waker: RefCell::default(),
+        }
+    }
+
+    /// Makes its task look around.
+    pub fn wake(&self) {
+        let waker = self.waker.borrow().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn remember(&self, waker: &Waker) {
+        let mut known = self.waker.borrow_mut();
+        if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *known = Some(waker.clone());
+        }
+    }
+}
+
+/// Why a turn ended.
+enum Turn {
+    /// The client's next message needs a server, and none is free.
+    Acquire,
+    /// The server is gone, or spoke nonsense.
+    ServerLost(String),
+    /// The client is gone, or has said goodbye.
+    End,
+    /// The client spoke nonsense.
+    Malformed(&'static str),
+    /// An administrator ended it.
+    Killed,
+}
+
+/// A client that is logged in.
+pub struct Session {
+    worker: Rc<Worker>,
+    entry: Rc<ClientEntry>,
+    client: Stream,
+    /// Received from the client, not used yet.
+    inbox: Vec<u8>,
+    /// Whether `inbox` may hold a whole message.
+    unread: bool,
+    /// To be sent to the client.
+    outbox: Vec<u8>,
+    server: Option<Server>,
+    exchange: Exchange,
+    statements: ClientStatements,
+    mode: PoolMode,
+    /// The pool used last, and the news of the servers that it goes by.
+    pool: Option<(u64, Rc<Pool>)>,
+    /// How its texts are read.
+    lexing: Lexing,
+    catalog: Rc<CatalogEntry>,
+    /// The request's bytes, while it may be sent again.
+    kept: Vec<u8>,
+    /// Whether `kept` holds all of it.
+    keeping: bool,
+    /// How often it was sent again.
+    retries: u8,
+    /// The next attempt is to wait so long, or for news of the servers.
+    pause_until: Option<Instant>,
+    /// The end of the attempts for this request.
+    held_until: Option<Instant>,
+    /// What is said to the client in place of an answer to its next request.
+    refusal: Vec<u8>,
+    /// News of the servers that were taken in.
+    generation: u64,
+}
+
+impl Session {
+    /// A client that is about to be told `ReadyForQuery`.
+    pub fn new(
+        worker: Rc<Worker>,
+        entry: Rc<ClientEntry>,
+        client: Stream,
+        settings: Arc<Settings>,
+        reported: &Reported,
+        mode: PoolMode,
+    ) -> Session {
+        let catalog = worker.catalog(&entry.database);
+        Session {
+            generation: worker.generation(),
+            worker,
+            entry,
+            client,
+            inbox: Vec::new(),
+            unread: false,
+            outbox: Vec::new(),
+            server: None,
+            exchange: Exchange::new(settings),
+            statements: ClientStatements::default(),
+            mode,
+            pool: None,
+            lexing: lexing(reported),
+            catalog,
+            kept: Vec::new(),
+            keeping: false,
+            retries: 0,
+            pause_until: None,
+            held_until: None,
+            refusal: Vec::new(),
+        }
+    }
+
+    /// Serves the client until it leaves.
+    pub async fn run(mut self) {
+        loop {
+            match std::future::poll_fn(|context| self.turn(context)).await {
+                Turn::Acquire => {
+                    self.entry.waits.set(Some(Instant::now()));
+                    let found = Box::pin(self.acquire()).await;
+                    self.entry.waits.set(None);
+                    match found {
+                        Ok(server) => self.attach(server),
+                        Err(Failure::ClientGone) => break,
+                        Err(Failure::Refused(refusal)) => self.refuse_next(|out| refusal.write("ERROR", out)),
+                        Err(Failure::Server(error)) => self.refuse_next(|out| error.write("ERROR", out)),
+                    }
+                }
+                Turn::ServerLost(why) => {
+                    if !self.server_lost(&why) {
+                        let refusal = Refusal::server_lost("the connection to the server was lost").detail(why);
+                        self.last_words(&refusal).await;
+                        break;
+                    }
+                }
+                Turn::Malformed(why) => {
+                    self.last_words(&Refusal::protocol("the client's message is not understood").detail(why)).await;
+                    break;
+                }
+                Turn::Killed => {
+                    self.last_words(&Refusal::killed("the connection is closed by an administrator")).await;
+                    break;
+                }
+                Turn::End => break,
+            }
+        }
+        self.leave();
+    }
+
+    /// Gives back what can be given back.
+    fn leave(&mut self) {
+        self.unread = false;
+        if self.mode == PoolMode::Transaction {
+            self.release_if_free();
+        }
+        self.worker.unregister(self.entry.pid);
+        if let Some(server) = self.server.take() {
+            let state = self.exchange.state();
+            let left = obtain::Left {
+                quiet: self.exchange.quiet(),
+                in_transaction: self.exchange.status() != b'I',
+                discard: self.mode == PoolMode::Session || state.is_pinned(),
+                settings: state.committed().clone(),
+            };
+            let worker = self.worker.clone();
+            // Cleaning up takes a round trip, for which the client need not be here.
+            tokio::task::spawn_local(async move { obtain::clean(&worker, server, left).await });
+        }
+    }
+
+    fn refuse_next(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.refusal.clear();
+        write(&mut self.refusal);
+        self.exchange.refuse_next();
+    }
+
+    async fn last_words(&mut self, refusal: &Refusal) {
+        if !self.exchange.mid_message() {
+            refusal.write("FATAL", &mut self.outbox);
+        }
+        let _ = tokio::time::timeout(LAST_WORDS, async {
+            self.client.write_all(&self.outbox).await?;
+            self.client.shutdown().await
+        })
+        .await;
+    }
+
+    async fn acquire(&mut self) -> Result<Server, Failure> {
+        let (worker, entry) = (self.worker.clone(), self.entry.clone());
+        if let Some(until) = self.pause_until.take() {
+            let mut news = worker.global.topology.subscribe();
+            let _ = tokio::time::timeout_at(until.into(), news.changed()).await;
+        }
+        let obtained = obtain::obtain(&worker, &entry.user, || worker.primary_pool(&entry.database, &entry.user));
+        tokio::select! {
+            biased;
+            server = obtained => server,
+            () = obtain::client_gone(&self.client) => Err(Failure::ClientGone),
+        }
+    }
+
+    fn attach(&mut self, server: Server) {
+        *self.entry.running.borrow_mut() = Some(server.key.clone());
+        self.statements.unnamed_loaded = false;
+        self.kept.clear();
+        self.keeping = true;
+        self.server = Some(server);
+    }
+
+    /// Everything that can be done now.
+    fn turn(&mut self, context: &mut Context<'_>) -> Poll<Turn> {
+        self.entry.remember(context.waker());
+        if self.entry.killed.get() {
+            return Poll::Ready(Turn::Killed);
+        }
+        if self.generation != self.worker.generation() {
+            self.generation = self.worker.generation();
+            if self.server_is_of_the_past() {
+                return Poll::Ready(Turn::ServerLost("another server became the primary".into()));
+            }
+        }
+        let worker = self.worker.clone();
+        let mut scratch = worker.scratch.borrow_mut();
+        loop {
+            if !self.outbox.is_empty()
+                && matches!(self.client.poll_rest(context, &mut self.outbox), Poll::Ready(Err(_)))
+            {
+                return Poll::Ready(Turn::End);
+            }
+            let mut moved = false;
+            if self.server.is_some() {
+                match self.pump_server(context, &mut scratch) {
+                    Ok(some) => moved |= some,
+                    Err(turn) => return Poll::Ready(turn),
+                }
+                self.release_if_free();
+            }
+            match self.pump_client(context, &mut scratch) {
+                Ok(some) => moved |= some,
+                Err(turn) => return Poll::Ready(turn),
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Gives the server back where the client has no claim to it any more.
+    fn release_if_free(&mut self) {
+        if !self.exchange.at_rest() {
+            return;
+        }
+        self.retries = 0;
+        self.held_until = None;
+        if self.mode == PoolMode::Session || self.unread || self.entry.cancels.get() > 0 {
+            return;
+        }
+        if self.exchange.state().is_pinned() {
+            *self.entry.pins.borrow_mut() = self.exchange.state().pins();
+            return;
+        }
+        let Some(mut server) = self.server.take_if(|server| server.inbox.is_empty() && server.outbox.is_empty()) else {
+            return;
+        };
+        if !Arc::ptr_eq(&server.settings, self.exchange.state().settings()) {
+            server.settings = self.exchange.state().settings().clone();
+        }
+        *self.entry.running.borrow_mut() = None;
+        if !self.entry.pins.borrow().is_empty() {
+            self.entry.pins.borrow_mut().clear();
+        }
+        self.exchange.shrink();
+        let config = self.worker.global.config.load();
+        match &self.pool {
+            Some((_, pool)) if Arc::ptr_eq(&pool.shared, server.slot.pool()) => {
+                pool.put(server, &config, Instant::now())
+            }
+            Some(_) | None => self.worker.put_back(server),
+        }
+    }
+}
+
+/// How texts are read by a session whose server reported this.
+fn lexing(reported: &Reported) -> Lexing {
+    let text = |name: &[u8]| reported.get(name).and_then(|value| std::str::from_utf8(value).ok());
+    Lexing {
+        standard_conforming_strings: text(b"standard_conforming_strings") != Some("off"),
+        encoding: Encoding::of(text(b"client_encoding").unwrap_or("UTF8")),
+    }
+}

@@ -1,0 +1,360 @@
+//! A thread with its own event loop: its clients stay with it for life, and so does everything they touch. Nothing
+//! here is locked; other threads speak to it by mail.
+
+use crate::Global;
+use crate::config::Config;
+use crate::login;
+use crate::out::Out;
+use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool};
+use crate::prepared::Interner;
+use crate::scram::Proof;
+use crate::session::ClientEntry;
+use crate::topology::{NodeAddr, Topology};
+use routing::Catalog;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// How much is read at once. Large enough that a megabyte of rows takes few calls, small enough for the cache.
+const READ_BYTES: usize = 128 << 10;
+/// How often idle connections are looked at.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// A catalogue is read again at this age, in case that something changed it without passing here.
+const CATALOG_AGE_MAX: Duration = Duration::from_secs(300);
+/// Bits of a client's number within its worker.
+const CLIENT_BITS: u32 = 22;
+
+/// What other threads tell a worker.
+pub enum Mail {
+    /// A new client.
+    Client(std::net::TcpStream),
+    /// What a waiting client of this worker is given.
+    Grant {
+        /// The client's ticket.
+        ticket: u64,
+        /// What it is given.
+        grant: Grant,
+    },
+    /// Someone waits elsewhere while this worker may have idle connections.
+    Lend(Arc<SharedPool>),
+    /// A client's request to cancel.
+    Cancel {
+        /// The client's number.
+        client: u32,
+        /// What it was told.
+        secret: Vec<u8>,
+    },
+    /// End: clients are told, and the thread returns.
+    Stop,
+}
+
+/// Where a worker receives mail.
+#[derive(Clone)]
+pub struct Mailbox(mpsc::UnboundedSender<Mail>);
+
+impl Mailbox {
+    /// A mailbox and the end that is read.
+    pub fn new() -> (Mailbox, mpsc::UnboundedReceiver<Mail>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Mailbox(sender), receiver)
+    }
+
+    /// Sends. A worker that has ended needs nothing any more.
+    pub fn post(&self, mail: Mail) {
+        let _ = self.0.send(mail);
+    }
+}
+
+/// Buffers that all clients of a worker use in turn; none of them holds one while it waits.
+pub struct Scratch {
+    /// What was read.
+    pub input: Vec<u8>,
+    /// What goes to the server.
+    pub to_server: Out,
+    /// What goes to the client.
+    pub to_client: Out,
+}
+
+/// One worker.
+pub struct Worker {
+    /// Its number.
+    pub index: usize,
+    /// What all workers share.
+    pub global: Arc<Global>,
+    /// Buffers.
+    pub scratch: RefCell<Scratch>,
+    /// Prepared statements.
+    pub interner: RefCell<Interner>,
+    pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
+    waiters: RefCell<HashMap<u64, oneshot::Sender<Grant>>>,
+    clients: RefCell<HashMap<u32, Rc<ClientEntry>>>,
+    next_client: Cell<u32>,
+    topology: RefCell<Arc<Topology>>,
+    generation: Cell<u64>,
+    proofs: RefCell<HashMap<String, Proof>>,
+    catalogs: RefCell<HashMap<String, Rc<CatalogEntry>>>,
+}
+
+/// What is known of one database, with a number that changes with it.
+pub struct CatalogEntry {
+    known: RefCell<Rc<(Catalog, u64)>>,
+    /// When it was read; never, or expired, where absent.
+    read: Cell<Option<Instant>>,
+}
+
+impl CatalogEntry {
+    /// The catalogue as known now.
+    pub fn get(&self) -> Rc<(Catalog, u64)> {
+        self.known.borrow().clone()
+    }
+
+    /// It may be out of date: it is read again soon.
+    pub fn expire(&self) {
+        self.read.set(None);
+    }
+
+    /// Whether it should be read.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.read.get().is_none_or(|read| now.duration_since(read) > CATALOG_AGE_MAX)
+    }
+
+    /// Notes that it is being read, or was.
+    pub fn mark_read(&self, now: Instant) {
+        self.read.set(Some(now));
+    }
+
+    /// A newer catalogue.
+    pub fn put(&self, catalog: Catalog) {
+        let generation = self.get().1 + 1;
+        *self.known.borrow_mut() = Rc::new((catalog, generation));
+    }
+}
+
+impl Worker {
+    fn new(index: usize, global: Arc<Global>) -> Rc<Worker> {
+        let topology = Arc::new(global.topology.borrow().clone());
+        Rc::new(Worker {
+            index,
+            global,
+            scratch: RefCell::new(Scratch {
+                input: vec![0; READ_BYTES],
+                to_server: Out::default(),
+                to_client: Out::default(),
+            }),
+            interner: RefCell::default(),
+            pools: RefCell::default(),
+            waiters: RefCell::default(),
+            clients: RefCell::default(),
+            next_client: Cell::new(1),
+            topology: RefCell::new(topology),
+            generation: Cell::new(1),
+            proofs: RefCell::default(),
+            catalogs: RefCell::default(),
+        })
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.global.config.load_full()
+    }
+
+    /// The servers as last told.
+    pub fn topology(&self) -> Arc<Topology> {
+        self.topology.borrow().clone()
+    }
+
+    /// Changes with every news of the servers.
+    pub fn generation(&self) -> u64 {
+        self.generation.get()
+    }
+
+    /// This worker's part of a pool.
+    pub fn pool(&self, key: &PoolKey) -> Rc<Pool> {
+        let known = self.pools.borrow().get(key).filter(|pool| !pool.is_retired()).cloned();
+        if let Some(pool) = known {
+            return pool;
+        }
+        let pool = Rc::new(Pool::new(self.global.shared_pool(key), self.index));
+        self.pools.borrow_mut().insert(key.clone(), pool.clone());
+        pool
+    }
+
+    /// The pool for everything, where there is a primary.
+    pub fn primary_pool(&self, database: &str, user: &str) -> Option<Rc<Pool>> {
+        let topology = self.topology();
+        let primary = topology.primary.as_ref()?;
+        let key = PoolKey {
+            database: database.to_owned(),
+            user: user.to_owned(),
+            node: primary.addr.clone(),
+            purpose: Purpose::Write(topology.epoch),
+        };
+        Some(self.pool(&key))
+    }
+
+    /// What is known of a database.
+    pub fn catalog(&self, database: &str) -> Rc<CatalogEntry> {
+        let mut catalogs = self.catalogs.borrow_mut();
+        if let Some(known) = catalogs.get(database) {
+            return known.clone();
+        }
+        let cold = CatalogEntry { known: RefCell::new(Rc::new((Catalog::cold(), 1))), read: Cell::new(None) };
+        let entry = Rc::new(cold);
+        catalogs.insert(database.to_owned(), entry.clone());
+        entry
+    }
+
+    /// Gives a server back to the pool that it came from.
+    pub fn put_back(&self, server: crate::server::Server) {
+        let pool = self.pool(&server.slot.pool().key.clone());
+        pool.put(server, &self.config(), Instant::now());
+    }
+
+    /// How to log in to servers as `user`.
+    pub fn proof(&self, user: &str) -> Option<Proof> {
+        self.proofs.borrow().get(user).cloned()
+    }
+
+    /// Remembers how to log in to servers as `user`.
+    pub fn learn_proof(&self, user: &str, proof: Proof) {
+        self.proofs.borrow_mut().insert(user.to_owned(), proof);
+    }
+
+    /// Announces a waiting client.
+    pub fn expect_grant(&self, ticket: u64) -> oneshot::Receiver<Grant> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiters.borrow_mut().insert(ticket, sender);
+        receiver
+    }
+
+    /// The client does not wait any more.
+    pub fn forget_grant(&self, ticket: u64) {
+        self.waiters.borrow_mut().remove(&ticket);
+    }
+
+    /// Gives a client a number and lists it.
+    pub fn register(&self, entry: impl FnOnce(u32) -> ClientEntry) -> Rc<ClientEntry> {
+        let mut clients = self.clients.borrow_mut();
+        let number = loop {
+            let number = self.next_client.get();
+            self.next_client.set((number + 1) & ((1 << CLIENT_BITS) - 1));
+            if number != 0 && !clients.contains_key(&number) {
+                break number;
+            }
+        };
+        let pid = ((self.index as u32 & 0xff) << CLIENT_BITS) | number;
+        let entry = Rc::new(entry(pid));
+        clients.insert(number, entry.clone());
+        entry
+    }
+
+    /// Removes a client from the list.
+    pub fn unregister(&self, pid: u32) {
+        self.clients.borrow_mut().remove(&(pid & ((1 << CLIENT_BITS) - 1)));
+    }
+
+    fn grant(self: &Rc<Self>, ticket: u64, grant: Grant) {
+        let waiter = self.waiters.borrow_mut().remove(&ticket);
+        let unwanted = match waiter {
+            Some(waiter) => waiter.send(grant).err(),
+            None => Some(grant),
+        };
+        // The client left meanwhile: the next one is served.
+        match unwanted {
+            Some(Grant::Server(parked)) => {
+                if let Ok(server) = parked.unpark() {
+                    self.put_back(server);
+                }
+            }
+            Some(Grant::Connect(slot)) => drop(slot),
+            None => {}
+        }
+    }
+
+    async fn read_mail(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Mail>) {
+        while let Some(mail) = inbox.recv().await {
+            match mail {
+                Mail::Client(socket) => {
+                    let worker = self.clone();
+                    tokio::task::spawn_local(async move { login::serve(worker, socket).await });
+                }
+                Mail::Grant { ticket, grant } => self.grant(ticket, grant),
+                Mail::Lend(shared) => {
+                    let pool = self.pools.borrow().get(&shared.key).cloned();
+                    if let Some(pool) = pool {
+                        pool.lend();
+                    }
+                }
+                Mail::Cancel { client, secret } => {
+                    let entry = self.clients.borrow().get(&(client & ((1 << CLIENT_BITS) - 1))).cloned();
+                    if let Some(entry) = entry.filter(|entry| entry.secret == secret) {
+                        tokio::task::spawn_local(crate::cancel::forward(self.clone(), entry));
+                    }
+                }
+                Mail::Stop => return,
+            }
+        }
+    }
+
+    async fn follow_topology(self: Rc<Self>) {
+        let mut news = self.global.topology.subscribe();
+        while news.changed().await.is_ok() {
+            let topology = Arc::new(news.borrow_and_update().clone());
+            self.generation.set(self.generation.get() + 1);
+            *self.topology.borrow_mut() = topology.clone();
+            self.pools.borrow_mut().retain(|key, pool| {
+                let lives = match key.purpose {
+                    Purpose::Write(epoch) => {
+                        epoch == topology.epoch && topology.primary.as_ref().is_some_and(|node| node.addr == key.node)
+                    }
+                    Purpose::Read => is_replica(&topology, &key.node),
+                };
+                if !lives {
+                    pool.retire();
+                }
+                lives
+            });
+            let clients: Vec<_> = self.clients.borrow().values().cloned().collect();
+            for client in clients {
+                client.wake();
+            }
+        }
+    }
+
+    async fn sweep(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            let (config, now) = (self.config(), Instant::now());
+            let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+            for pool in pools {
+                let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+                pool.drop_idle(|server| {
+                    now.duration_since(server.used) > config.server_idle_max
+                        || now.duration_since(server.born) > config.server_lifetime
+                        || !server.still_idle(&mut context)
+                });
+            }
+        }
+    }
+}
+
+fn is_replica(topology: &Topology, node: &NodeAddr) -> bool {
+    topology.replicas.iter().any(|replica| replica.addr == *node)
+}
+
+/// The body of a worker's thread.
+pub fn run(index: usize, global: Arc<Global>, inbox: mpsc::UnboundedReceiver<Mail>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .expect("an event loop can be made");
+    runtime.block_on(async move {
+        let worker = Worker::new(index, global);
+        tokio::task::spawn_local(worker.clone().follow_topology());
+        tokio::task::spawn_local(worker.clone().sweep());
+        worker.read_mail(inbox).await;
+    });
+}
