@@ -172,6 +172,10 @@ pub trait Consensus: Send + Sync + 'static {
     /// Whether this node leads the group; true on every node of a store that manages itself.
     fn is_leader(&self) -> bool;
 
+    /// Has this member stand for election now, because the leader is known to be gone; otherwise it would wait out the
+    /// leader's time. Does nothing where the store manages itself. Harmless at any time, but for the group's calm.
+    fn call_election(&self) -> BoxFuture<'_, ()>;
+
     /// Stops taking part and releases files and connections. Later calls answer [`StoreError::Stopped`].
     fn stop(&self) -> BoxFuture<'_, ()>;
 }

@@ -473,16 +473,53 @@ fn processor_time() -> Duration {
     Duration::from_millis((fields[11] + fields[12]) * 10)
 }
 
+/// Set in the process that does nothing but rest: processor time is that of a process, and in the one of the tests
+/// others run beside this.
+const RESTING: &str = "CONSENSUS_TEST_RESTING";
+/// How long a group at rest is looked at.
+const REST: Duration = Duration::from_secs(5);
+
+/// Whom each member takes for the leader, and in which term: the same before and after means that nobody was elected.
+fn reign(nodes: &[Arc<Embedded>]) -> Vec<(Option<NodeId>, u64)> {
+    nodes.iter().map(|node| node.view()).map(|view| (view.leader, view.term)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_at_rest_costs_next_to_nothing() {
+    if std::env::var_os(RESTING).is_none() {
+        let alone = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["a_group_at_rest_costs_next_to_nothing", "--exact", "--nocapture"])
+            .env(RESTING, "alone")
+            .output()
+            .expect("it starts");
+        let said = String::from_utf8_lossy(&alone.stdout);
+        return assert!(alone.status.success(), "{said}\n{}", String::from_utf8_lossy(&alone.stderr));
+    }
     let (_group, nodes) = Group::of(3).await;
-    let applied = nodes[0].view().applied;
-    let (begun, used) = (Instant::now(), processor_time());
-    until("five seconds have passed", || begun.elapsed() > Duration::from_secs(5)).await;
-    let share = (processor_time() - used).as_secs_f64() / begun.elapsed().as_secs_f64();
-    println!("three members at rest use {:.2} % of a core", share * 100.0);
-    assert!(share < 0.06, "three members in an unoptimised build use {:.1} % of a core", share * 100.0);
-    assert_eq!(nodes[0].view().applied, applied, "rest writes nothing");
+    for attempt in 1.. {
+        assert!(attempt <= 12, "no window without an election");
+        let leader = &nodes[leader_of(&nodes).await];
+        let before = reign(&nodes);
+        // What was written until now is applied when it answers; it may have lost its place meanwhile.
+        if leader.read("cluster").await.is_err() {
+            continue;
+        }
+        let applied = leader.view().applied;
+        let (begun, used) = (Instant::now(), processor_time());
+        tokio::time::sleep(REST).await;
+        let share = (processor_time() - used).as_secs_f64() / begun.elapsed().as_secs_f64();
+        let applied_after = leader.view().applied;
+        // A machine so busy that members are not heard makes them call elections, and those are written down. That is
+        // not rest; on no machine are there elections all the time.
+        if reign(&nodes) != before || !leader.is_leader() {
+            println!("attempt {attempt}: an election: {before:?}, {:?}", reign(&nodes));
+            continue;
+        }
+        println!("three members at rest use {:.2} % of a core", share * 100.0);
+        assert!(share < 0.06, "three members in an unoptimised build use {:.1} % of a core", share * 100.0);
+        assert_eq!(applied_after, applied, "rest writes nothing");
+        break;
+    }
     stop_all(&nodes).await;
 }
 

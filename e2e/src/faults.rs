@@ -312,8 +312,14 @@ impl Node {
     /// A change asked of this node, told until it is taken: a keeper that just came back has no majority yet.
     pub fn change(&self, arguments: &[&str]) -> Said {
         wait_for(&format!("{arguments:?}"), || {
+            let begun = Instant::now();
             let said = self.stemma(arguments);
-            if said.status.success() { Ok(said) } else { Err(format!("{said:?}")) }
+            if said.status.success() {
+                return Ok(said);
+            }
+            // Shown when the test fails: what a later attempt meets may be the work of an earlier one.
+            println!("{} refused {arguments:?} after {} ms: {said:?}", self.name, begun.elapsed().as_millis());
+            Err(format!("{said:?}"))
         })
     }
 

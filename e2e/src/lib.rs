@@ -10,6 +10,7 @@ mod http;
 mod ledger;
 pub mod manual;
 pub mod net;
+pub mod oracle;
 mod postgresql;
 mod program;
 mod wait;

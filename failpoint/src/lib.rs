@@ -89,6 +89,27 @@ pub const POINTS: &[&str] = &[
     "restart.stopped",
     "restart.ending",
     "restart.ended",
+    // A change of primary.
+    "failover.writing",
+    "failover.written",
+    "failover.promising",
+    "failover.promised",
+    "failover.detaching",
+    "failover.detached",
+    "failover.list-set",
+    "failover.promoting",
+    "failover.promote-ordered",
+    "failover.row-written",
+    "failover.attaching",
+    "failover.attached",
+    "failover.started",
+    "failover.killed",
+    "comeback.begun",
+    "comeback.saved",
+    "comeback.rewound",
+    "comeback.given-up",
+    "switchover.draining",
+    "switchover.drained",
 ];
 
 /// Passes the point `name`; dies here if it is armed.

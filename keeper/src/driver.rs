@@ -2,14 +2,17 @@
 //! next, and does that one thing. Nothing else in the keeper starts, stops, configures or copies the server.
 
 mod clone;
+mod comeback;
 mod configure;
 mod operate;
+mod primacy;
 mod serve;
 
 pub(crate) use configure::server_files_dir;
 pub(crate) use serve::has_stopped;
 
 use crate::clock;
+use crate::failover::{Council, LedgerFile};
 use crate::files;
 use crate::local::{Local, Phase};
 use crate::node_config::{NodeConfig, PostgresqlNode};
@@ -23,6 +26,7 @@ use model::state::{Secrets, Stage};
 use model::units::{Millis, Moment};
 use model::{ClusterState, Lsn, NodeId, NodeSample, Role, Trouble};
 use postgres::{ActiveFiles, DataDir, Server, ServerConfig, ServerSpec, Sql, StopMode};
+use primacy::Primacy;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,10 +34,14 @@ use tokio_util::sync::CancellationToken;
 
 /// The driver looks at least this often, whatever happens.
 const TICK: Duration = Duration::from_millis(500);
+/// The same while the primary is quiet or changes.
+const TICK_RESTLESS: Duration = Duration::from_millis(20);
 /// How long a fast stop may take before the server's processes are killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long killing everything may take.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a stopped copy waits for a primary to follow before it is started alone.
+const LONELY_PATIENCE: Millis = Millis(3_000);
 /// First pause after a server that would not start; doubled up to `START_PAUSE_MAX`.
 const START_PAUSE_MIN: Millis = Millis(250);
 /// See `START_PAUSE_MIN`.
@@ -65,6 +73,8 @@ pub struct Parts {
     pub local: Arc<Local>,
     /// Certificates.
     pub tls: Arc<TlsContext>,
+    /// What the keepers say to each other about who is primary.
+    pub(crate) council: Arc<Council>,
 }
 
 /// See the module.
@@ -99,6 +109,9 @@ pub struct Driver {
     wait_sample: u64,
     clone_attempts: u32,
     clone_error: Option<String>,
+    part: primacy::Part,
+    /// Since when a stopped copy has had nobody to follow.
+    lonely_since: Option<Moment>,
 }
 
 /// Everything a turn works with.
@@ -123,6 +136,8 @@ impl Driver {
             None => 0,
         };
         let wait_sample = parts.local.next_sample();
+        let ledger = LedgerFile::open(&parts.config.state_dir)?;
+        let part = primacy::Part::new(parts.council.clone(), ledger, server.is_some(), now);
         Ok(Driver {
             sql,
             lineage_note: None,
@@ -148,6 +163,8 @@ impl Driver {
             wait_sample,
             clone_attempts: 0,
             clone_error: None,
+            part,
+            lonely_since: None,
             parts,
         })
     }
@@ -158,7 +175,14 @@ impl Driver {
         let mut samples = self.parts.observations.own_changes();
         let local = self.parts.local.clone();
         loop {
-            let went_on = match self.turn(&stop).await {
+            let turned = match self.turn_unless_shaken(&stop).await {
+                Some(turned) => turned,
+                None => {
+                    tracing::info!("the primary changes; what was under way is given up");
+                    self.start_over().await.map(|()| true)
+                }
+            };
+            let went_on = match turned {
                 Ok(went_on) => went_on,
                 Err(trouble) => {
                     if local.set_error(Some((trouble.code.to_string(), trouble.to_string()))) {
@@ -184,9 +208,55 @@ impl Driver {
                 changed = states.changed() => if changed.is_err() { return },
                 changed = samples.changed() => if changed.is_err() { return },
                 () = local.drive_now.notified() => {}
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(self.pace()) => {}
             }
         }
+    }
+
+    fn pace(&self) -> Duration {
+        if self.part.council.restless(clock::now()) { TICK_RESTLESS } else { TICK }
+    }
+
+    /// One turn, given up when the primary changes in the middle of it: nothing that was begun before may delay this
+    /// node's part in that. `None`: it was given up.
+    async fn turn_unless_shaken(&mut self, stop: &CancellationToken) -> Option<Result<bool, Trouble>> {
+        let mut states = self.parts.store.changes();
+        let key = self.parts.store.state().map(|state| primacy::key_of(&state.value));
+        let local = self.parts.local.clone();
+        let shaken = async move {
+            let Some(key) = key else { return std::future::pending().await };
+            // A base backup goes on: its source may well outlive the primary.
+            let moved = states.wait_for(|state| {
+                state.as_ref().is_some_and(|state| primacy::key_of(&state.value) != key)
+                    && local.phase() != Phase::Cloning
+            });
+            if moved.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            turned = self.turn(stop) => Some(turned),
+            () = shaken => None,
+        }
+    }
+
+    /// Forgets all that only an uninterrupted keeper could know, as if it had just started.
+    async fn start_over(&mut self) -> Result<(), Trouble> {
+        if self.server.is_none() {
+            self.server = Server::adopt(&self.parts.spec).await?;
+        }
+        self.control = None;
+        self.written = None;
+        self.active = None;
+        self.sync_names = None;
+        self.list_taken_up = false;
+        self.rule_sure = false;
+        self.prepared_server = false;
+        self.floors.clear();
+        self.part.shaken();
+        self.wait_sample = self.parts.local.next_sample();
+        Ok(())
     }
 
     /// One look and one action. Returns whether to look again at once.
@@ -198,10 +268,18 @@ impl Driver {
         let turn = Turn { state, secrets, now: clock::now() };
         self.reap(&turn).await?;
         let sample = self.parts.observations.own().filter(|sample| sample.seq >= self.wait_sample);
+        let facts = sample.as_deref().and_then(running_facts);
+        match self.primacy(&turn, facts).await? {
+            Primacy::Acted => {
+                self.sample_again();
+                return Ok(true);
+            }
+            Primacy::Waits => return Ok(false),
+            Primacy::Free => {}
+        }
         if self.server.is_some() && sample.is_none() {
             return Ok(false);
         }
-        let facts = sample.as_deref().and_then(running_facts);
         if let Some(facts) = facts {
             self.note(facts, turn.now);
         }
@@ -260,7 +338,7 @@ impl Driver {
             Desire::Clone => self.clone_data(turn, stop).await,
             Desire::Wipe { order } => self.wipe(order).await.map(|()| true),
             Desire::CheckLineage => self.check_lineage(turn, facts).await,
-            Desire::Start(role) => self.start(role, turn).await,
+            Desire::Start(role) => self.start_alone(role, turn).await,
             Desire::Stop(because) => self.stop_server(&because).await.map(|()| true),
             Desire::Halt { code, reason } => {
                 tracing::error!(code, reason, "node halted");
@@ -292,10 +370,7 @@ impl Driver {
         if self.server.as_ref().is_none_or(Server::is_alive) {
             return Ok(());
         }
-        self.server = None;
-        self.control = None;
-        self.active = None;
-        self.prepared_server = false;
+        self.server_is_gone();
         // Backends can outlive their postmaster and could still acknowledge commits: none may be left before anything
         // else is done.
         let killed = postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
@@ -306,10 +381,20 @@ impl Driver {
         let pause = START_PAUSE_MIN.0.saturating_mul(1 << self.failures.saturating_sub(2).min(10));
         let pause = if self.failures <= 1 { 0 } else { pause.min(START_PAUSE_MAX.0) };
         self.start_not_before = turn.now.plus(Millis(pause));
+        self.consider_hand_over(turn);
         let reason = postgres::last_words(&self.parts.spec, self.log_began_at);
         tracing::warn!(killed, failures = self.failures, pause_ms = pause, reason, "database server went away");
         self.parts.local.set_phase(Phase::Failed { reason });
         Ok(())
+    }
+
+    fn server_is_gone(&mut self) {
+        self.server = None;
+        self.control = None;
+        self.written = None;
+        self.active = None;
+        self.prepared_server = false;
+        self.list_taken_up = false;
     }
 
     fn rest_phase(&self) {
@@ -373,6 +458,17 @@ impl Driver {
         result
     }
 
+    /// Nobody serves whom this node could follow. A copy is started all the same, so that it can be read.
+    async fn start_alone(&mut self, role: Role, turn: &Turn) -> Result<bool, Trouble> {
+        let lonely = *self.lonely_since.get_or_insert(turn.now);
+        if role == Role::Replica && turn.now.since(lonely) >= LONELY_PATIENCE {
+            self.part.follow = None;
+            return self.start(role, turn).await;
+        }
+        self.parts.local.set_doing(Some("waiting for a primary to follow".into()));
+        Ok(false)
+    }
+
     async fn start(&mut self, role: Role, turn: &Turn) -> Result<bool, Trouble> {
         if turn.now < self.start_not_before {
             let wait = self.start_not_before.since(turn.now);
@@ -386,6 +482,8 @@ impl Driver {
         postgres::write_config(&self.parts.spec, &config)?;
         failpoint::pass("server.configured");
         self.written = Some(config);
+        self.part.started(turn.now);
+        self.lonely_since = None;
         // A server that we start reads what lies in its data directory and nothing else.
         self.active = None;
         self.started_at = turn.now;
@@ -414,17 +512,18 @@ impl Driver {
     }
 
     async fn stop_server(&mut self, because: &str) -> Result<(), Trouble> {
+        self.stop_server_within(because, STOP_DEADLINE).await
+    }
+
+    async fn stop_server_within(&mut self, because: &str, deadline: Duration) -> Result<(), Trouble> {
         let Some(server) = self.server.take() else { return Ok(()) };
         tracing::info!(because, "stopping the database server");
         self.parts.local.set_doing(Some(format!("stopping the server: {because}")));
-        if let Err(trouble) = server.stop(StopMode::Fast, STOP_DEADLINE).await {
+        if let Err(trouble) = server.stop(StopMode::Fast, deadline).await {
             tracing::warn!(%trouble, "the server does not stop; its processes are killed");
         }
         postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
-        self.control = None;
-        self.written = None;
-        self.active = None;
-        self.prepared_server = false;
+        self.server_is_gone();
         self.parts.local.set_phase(Phase::Stopped);
         Ok(())
     }

@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod driver;
 pub mod enrol;
+mod failover;
 mod files;
 pub mod identity;
 mod local;
@@ -20,3 +21,6 @@ pub mod token;
 pub use identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
 pub use node::{Keeper, server_spec};
 pub use node_config::{Listen, NodeConfig, PostgresqlNode};
+
+#[cfg(test)]
+mod fixtures;

@@ -51,6 +51,7 @@ struct Inner {
     settings_version: u64,
     state_version: u64,
     clone: Option<watch::Receiver<CloneProgress>>,
+    stalled: Option<(model::Moment, &'static str)>,
 }
 
 impl Local {
@@ -64,6 +65,7 @@ impl Local {
                 settings_version: 0,
                 state_version: 0,
                 clone: None,
+                stalled: None,
             }),
             sample_now: Notify::new(),
             drive_now: Notify::new(),
@@ -94,6 +96,16 @@ impl Local {
             self.sample_now.notify_one();
         }
     }
+    /// Notes since when the server has not done one of its jobs, and which; `None` when it does them all.
+    pub fn set_stalled(&self, stalled: Option<(model::Moment, &'static str)>) {
+        self.lock().stalled = stalled;
+    }
+    /// For how long the server has not done one of its jobs, and which.
+    pub fn stalled(&self) -> Option<(model::Millis, String)> {
+        let (since, what) = self.lock().stalled?;
+        Some((crate::clock::now().since(since), what.to_owned()))
+    }
+
     /// Says in words what the keeper is doing or waiting for.
     pub fn set_doing(&self, doing: Option<String>) {
         self.lock().doing = doing;

@@ -218,6 +218,12 @@ impl Mesh {
         Some(Millis(u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)))
     }
 
+    /// The slowest of the round trips measured last.
+    pub fn slowest_round_trip(&self) -> Millis {
+        let nodes: Vec<NodeId> = self.links().keys().copied().collect();
+        nodes.into_iter().filter_map(|node| self.round_trip(node)).max().unwrap_or_default()
+    }
+
     /// The same, not rounded: within a site it is a fraction of a millisecond.
     pub fn round_trip_exact(&self, peer: NodeId) -> Option<Duration> {
         self.links().get(&peer)?.session()?.round_trip()

@@ -7,6 +7,7 @@ mod service;
 use crate::clock;
 use crate::driver::{Driver, Parts};
 use crate::enrol::{self, Bootstrap};
+use crate::failover::{Council, fence, health, probe};
 use crate::files;
 use crate::identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
 use crate::local::{Local, Phase};
@@ -45,6 +46,7 @@ pub struct Keeper {
     store: Store,
     observations: Arc<Observations>,
     local: Arc<Local>,
+    council: Arc<Council>,
     mesh: Arc<Mesh>,
     tls: Arc<TlsContext>,
     api_token: String,
@@ -75,8 +77,9 @@ impl Keeper {
         let tls = TlsContext::load(&files)?;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let observations = Observations::new(identity.node);
         let local = Local::new();
+        let council = Arc::new(Council::new(identity.node));
+        let observations = Observations::new(identity.node, council.clone(), local.clone());
         let service = Arc::new(Service::new(identity.clone(), observations.clone()));
         let listen = vec![resolve(&config.keeper.listen)?];
         let mesh = Mesh::start(
@@ -106,6 +109,7 @@ impl Keeper {
             store,
             observations,
             local,
+            council,
             mesh,
             tls,
             api_token,
@@ -142,7 +146,15 @@ impl Keeper {
 
     fn spawn_tasks(self: &Arc<Self>) {
         let stop = &self.stop;
-        self.tasks.spawn(sampler::heartbeat_loop(self.observations.clone(), self.mesh.clone(), stop.clone()));
+        self.tasks.spawn(sampler::heartbeat_loop(
+            self.observations.clone(),
+            self.council.clone(),
+            self.mesh.clone(),
+            stop.clone(),
+        ));
+        self.tasks.spawn(probe::run(self.council.clone(), self.store.clone(), stop.clone()));
+        let keeper = self.clone();
+        self.tasks.spawn(async move { keeper.keep_up().await });
         self.tasks.spawn(self.observations.clone().judge_loop(
             self.store.clone(),
             self.mesh.clone(),
@@ -153,6 +165,19 @@ impl Keeper {
         self.tasks.spawn(certificates::keep_certificates(self.clone()));
         let keeper = self.clone();
         self.tasks.spawn(async move { keeper.bring_up().await });
+    }
+
+    /// Reads the state anew when another keeper knows a newer one: the store's own announcement may take a while.
+    async fn keep_up(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.observations.newer_state.notified() => {}
+            }
+            if let Err(trouble) = self.store.read().await {
+                tracing::debug!(%trouble, "the newer state was not read");
+            }
+        }
     }
 
     /// Waits for the cluster's state, which holds what the server needs, then samples and drives.
@@ -184,6 +209,7 @@ impl Keeper {
             store: self.store.clone(),
             sql: spec.as_ref().map(Sql::new),
             data_dir: self.config.postgresql.as_ref().map(|node| node.data_dir.clone()),
+            council: self.council.clone(),
             certificate_expires_at: Arc::new(move || tls.expires_at()),
         };
         if spec.is_none() {
@@ -197,6 +223,9 @@ impl Keeper {
     }
 
     async fn drive(self: &Arc<Self>, spec: ServerSpec, node: crate::node_config::PostgresqlNode) {
+        let (council, local) = (self.council.clone(), self.local.clone());
+        fence::start(council.clone(), local.clone(), spec.clone(), self.stop.clone());
+        self.tasks.spawn(health::run(council, local, spec.clone(), self.stop.clone()));
         if let Err(trouble) = enrol::write_credentials_of(&self.config, &self.store) {
             tracing::warn!(%trouble, "credentials file not written");
         }
@@ -210,6 +239,7 @@ impl Keeper {
                 observations: self.observations.clone(),
                 local: self.local.clone(),
                 tls: self.tls.clone(),
+                council: self.council.clone(),
             };
             match Driver::new(parts).await {
                 Ok(driver) => return driver.run(self.stop.clone()).await,
@@ -348,6 +378,8 @@ impl Keeper {
         let (mut outcome, addresses) = outcome?;
         if outcome.changed && !dry_run {
             failpoint::pass("command.written");
+            // Who looks at the status after the answer must not be shown the cluster of before.
+            self.observations.judged_from(self.store.state().map_or(0, |state| state.version)).await;
         }
         if let (Some(pair), Command::CreateToken { role, .. }) = (outcome.token.take(), &command) {
             let (id, secret) = pair

@@ -4,6 +4,8 @@
 //! metrics) reads the same judged value.
 
 use crate::clock;
+use crate::failover::{Council, Word};
+use crate::local::Local;
 use crate::mesh::Mesh;
 use crate::store::Store;
 use arc_swap::ArcSwapOption;
@@ -22,11 +24,18 @@ const JUDGE_IDLE_INTERVAL: Duration = Duration::from_millis(500);
 /// Shortest time between two judgements, so that a burst of samples costs one.
 const JUDGE_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long is waited for a judgement of a change.
+const JUDGED_WITHIN: Duration = Duration::from_secs(1);
+
 /// What travels in a heartbeat.
 #[derive(Serialize, Deserialize)]
 pub struct Heartbeat {
     /// The newest sample, if it is newer than the one sent before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<NodeSample>,
+    /// What the keeper says of itself.
+    #[serde(default)]
+    pub(crate) word: Word,
 }
 
 /// All observations of one keeper.
@@ -36,7 +45,13 @@ pub struct Observations {
     own: watch::Sender<Option<Arc<NodeSample>>>,
     status: ArcSwapOption<ClusterStatus>,
     judged: watch::Sender<u64>,
+    /// Version of the state that the status was made of.
+    judged_state: watch::Sender<u64>,
     news: Notify,
+    council: Arc<Council>,
+    local: Arc<Local>,
+    /// Another keeper knows a newer state than this one.
+    pub(crate) newer_state: Notify,
 }
 
 #[derive(Clone)]
@@ -47,13 +62,17 @@ struct Heard {
 
 impl Observations {
     /// Empty observations of node `me`.
-    pub fn new(me: NodeId) -> Arc<Observations> {
+    pub(crate) fn new(me: NodeId, council: Arc<Council>, local: Arc<Local>) -> Arc<Observations> {
         Arc::new(Observations {
+            council,
+            local,
+            newer_state: Notify::new(),
             me,
             heard: Mutex::new(BTreeMap::new()),
             own: watch::channel(None).0,
             status: ArcSwapOption::empty(),
             judged: watch::channel(0).0,
+            judged_state: watch::channel(0).0,
             news: Notify::new(),
         })
     }
@@ -63,7 +82,16 @@ impl Observations {
         let sample = match body {
             [] => None,
             body => match serde_json::from_slice::<Heartbeat>(body) {
-                Ok(heartbeat) => heartbeat.sample.filter(|sample| sample.node == from),
+                Ok(heartbeat) => {
+                    let news = self.council.hear(from, heartbeat.word, received);
+                    if news.matters {
+                        self.local.drive_now.notify_one();
+                    }
+                    if news.newer_state {
+                        self.newer_state.notify_one();
+                    }
+                    heartbeat.sample.filter(|sample| sample.node == from)
+                }
                 Err(error) => {
                     tracing::debug!(node = %from, %error, "heartbeat not understood");
                     None
@@ -100,6 +128,10 @@ impl Observations {
     pub fn own(&self) -> Option<Arc<NodeSample>> {
         self.own.borrow().clone()
     }
+    /// The same, with the moment at which it was taken.
+    pub fn own_observed(&self) -> Option<Observed> {
+        self.of(self.me)
+    }
     /// Wakes at every own sample.
     pub fn own_changes(&self) -> watch::Receiver<Option<Arc<NodeSample>>> {
         self.own.subscribe()
@@ -111,6 +143,16 @@ impl Observations {
     /// Wakes at every judgement.
     pub fn judgements(&self) -> watch::Receiver<u64> {
         self.judged.subscribe()
+    }
+
+    /// Waits for a status that was made of this version of the state, or of a newer one. Bounded: nothing depends on it
+    /// but that people see what they did.
+    pub async fn judged_from(&self, version: u64) {
+        let mut judged = self.judged_state.subscribe();
+        let told = judged.wait_for(|judged| *judged >= version);
+        if tokio::time::timeout(JUDGED_WITHIN, told).await.is_err() {
+            tracing::debug!(version, "the status does not tell of a change yet");
+        }
     }
 
     /// What was observed, per node.
@@ -141,12 +183,14 @@ impl Observations {
         self.lock().retain(|id, _| members(*id));
     }
 
-    /// Judges until `stop`: at news, and at least every `JUDGE_IDLE_INTERVAL`.
+    /// Judges until `stop`: at news, at a new state, and at least every `JUDGE_IDLE_INTERVAL`.
     pub async fn judge_loop(self: Arc<Self>, store: Store, mesh: Arc<Mesh>, name: NodeName, stop: CancellationToken) {
         let mut judge = Judge::new(name);
         let mut count = 0u64;
+        let mut states = store.changes();
         loop {
-            if let Some(state) = store.state() {
+            let state = states.borrow_and_update().clone();
+            if let Some(state) = state {
                 self.keep_only(|id| id == self.me || state.value.members.contains_key(&id));
                 let salt = store.secrets().map_or_else(String::new, |secrets| secrets.value.name_salt.clone());
                 let observed = self.all();
@@ -163,9 +207,14 @@ impl Observations {
                 self.status.store(Some(Arc::new(status)));
                 count += 1;
                 self.judged.send_replace(count);
+                self.judged_state.send_replace(state.version);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
+                changed = states.changed() => match changed {
+                    Ok(()) => tokio::time::sleep(JUDGE_PAUSE).await,
+                    Err(_closed) => return,
+                },
                 () = self.news.notified() => tokio::time::sleep(JUDGE_PAUSE).await,
                 () = tokio::time::sleep(JUDGE_IDLE_INTERVAL) => {}
             }

@@ -4,6 +4,7 @@
 //! hangs makes samples say so, it does not make the keeper silent.
 
 use crate::clock;
+use crate::failover::Council;
 use crate::local::{Local, Phase};
 use crate::mesh::Mesh;
 use crate::observations::{Heartbeat, Observations};
@@ -43,6 +44,8 @@ pub struct Sampler {
     pub sql: Option<Sql>,
     /// Directory whose file system is watched.
     pub data_dir: Option<PathBuf>,
+    /// Tells when to look more often.
+    pub(crate) council: Arc<Council>,
     /// End of the node's certificate.
     pub certificate_expires_at: Arc<dyn Fn() -> WallTime + Send + Sync>,
 }
@@ -55,7 +58,8 @@ impl Sampler {
             let sample = self.sample(&mut answered_at).await;
             let starting = matches!(sample.server, ServerState::Starting);
             self.observations.own_sample(sample);
-            let pace = if starting { STARTING_INTERVAL } else { self.pace() };
+            let restless = self.council.restless(clock::now());
+            let pace = if starting || restless { STARTING_INTERVAL } else { self.pace() };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pace) => {}
@@ -142,9 +146,14 @@ fn silent_state(answered_at: Option<Moment>, now: Moment) -> ServerState {
     }
 }
 
-/// Sends heartbeats until `stop`: every `HEARTBEAT_INTERVAL` an empty one, or one with the newest sample where the
-/// last one sent was older. Touches neither disk nor database.
-pub async fn heartbeat_loop(observations: Arc<Observations>, mesh: Arc<Mesh>, stop: CancellationToken) {
+/// Sends heartbeats until `stop`: every `HEARTBEAT_INTERVAL`, and at once when there is something to say; each with this
+/// keeper's word, and with the newest sample where the last one sent was older. Touches neither disk nor database.
+pub(crate) async fn heartbeat_loop(
+    observations: Arc<Observations>,
+    council: Arc<Council>,
+    mesh: Arc<Mesh>,
+    stop: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL.duration());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut sent: Option<u64> = None;
@@ -155,27 +164,21 @@ pub async fn heartbeat_loop(observations: Arc<Observations>, mesh: Arc<Mesh>, st
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
+            () = council.beat.notified() => {}
         }
         since_repeat += 1;
-        let own = observations.own();
-        let body = match &own {
-            Some(sample) if sent != Some(sample.seq) || since_repeat >= REPEAT_EVERY => {
-                sent = Some(sample.seq);
-                since_repeat = 0;
-                let mut fresh = NodeSample::clone(sample);
-                if let Some(observed) = observations.of(sample.node) {
-                    fresh.age_ms = clock::now().since(observed.taken_at).0;
-                }
-                serde_json::to_vec(&Heartbeat { sample: Some(fresh) }).map_or_else(
-                    |error| {
-                        tracing::error!(%error, "sample cannot be written");
-                        Bytes::new()
-                    },
-                    Bytes::from,
-                )
-            }
-            Some(_) | None => Bytes::new(),
-        };
-        mesh.broadcast_heartbeat(body);
+        let now = clock::now();
+        let own = observations.own_observed();
+        let word = council.word(now, own.as_ref().map(|own| (&*own.sample, own.taken_at)));
+        let fresh = own.filter(|own| sent != Some(own.sample.seq) || since_repeat >= REPEAT_EVERY).map(|own| {
+            sent = Some(own.sample.seq);
+            since_repeat = 0;
+            NodeSample { age_ms: now.since(own.taken_at).0, ..NodeSample::clone(&own.sample) }
+        });
+        match serde_json::to_vec(&Heartbeat { sample: fresh, word }) {
+            Ok(body) => mesh.broadcast_heartbeat(Bytes::from(body)),
+            Err(error) => tracing::error!(%error, "heartbeat cannot be written"),
+        }
+        council.note_round_trip(mesh.slowest_round_trip());
     }
 }

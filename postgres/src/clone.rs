@@ -20,6 +20,7 @@ use crate::wire::WireError;
 use half_made::Marker;
 use model::{Lsn, SystemId, Timeline, Trouble, WallTime};
 use pace::{Brake, Meter, Tally};
+pub(crate) use source::read_rows;
 use source::{Decoder, Event, Opening};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

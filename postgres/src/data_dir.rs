@@ -26,7 +26,7 @@ pub enum DataDir {
     Cluster(ControlFile),
     /// What an interrupted initialisation or copy left.
     HalfMade {
-        /// `initdb`, `clone`, or what is missing.
+        /// `initdb`, `clone`, `rewind`, or what is missing.
         what: String,
     },
 }
@@ -59,6 +59,9 @@ pub fn check_data_dir(dir: &Path, user: Option<&OsUser>) -> Result<DataDir, Trou
     }
     if names.is_empty() {
         return Ok(DataDir::Empty);
+    }
+    if crate::rewind::mark::is_set(dir) {
+        return Ok(DataDir::HalfMade { what: "rewind".into() });
     }
     if names.contains(CLONE_MARKER) || (names.len() == 1 && names.contains(CLONE_MARKER_NEW)) {
         return Ok(DataDir::HalfMade { what: "clone".into() });

@@ -240,6 +240,12 @@ fn prepare_start(spec: &ServerSpec) -> Result<(), Trouble> {
     if let Some(files) = &spec.tls_files {
         check_key(&files.key, user)?;
     }
+    if crate::rewind::mark::is_set(&spec.data_dir) {
+        return Err(Trouble::directory_unfit(
+            format!("a rewind of {} was cut off, so it holds no sound database", spec.data_dir.display()),
+            "rebuild the node from a base backup",
+        ));
+    }
     let living = server_processes(&spec.data_dir);
     if !living.is_empty() {
         return Err(Trouble::server_failed(
@@ -325,7 +331,8 @@ fn works_in(pid: i32, place: Place) -> bool {
 
 /// Whether a process runs a server program; the file may have been replaced by an upgrade since.
 fn is_server_program(pid: i32) -> bool {
-    let known = |name: &str| ["postgres", "initdb", "edb-postgres"].contains(&name);
+    // A rewind that outlived its keeper writes into the directory as a server does.
+    let known = |name: &str| ["postgres", "initdb", "edb-postgres", "pg_rewind"].contains(&name);
     match fs::read_link(format!("/proc/{pid}/exe")) {
         Ok(exe) => exe.file_name().is_some_and(|name| known(name.to_string_lossy().trim_end_matches(" (deleted)"))),
         Err(_) => fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| known(comm.trim())),
@@ -337,7 +344,7 @@ fn is_server_process(pid: i32, place: Place) -> bool {
 }
 
 /// Fields of `/proc/<pid>/stat` after the name, which may itself hold spaces and brackets.
-fn stat_field(pid: i32, field: usize) -> Option<u64> {
+pub(crate) fn stat_field(pid: i32, field: usize) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let rest = text.rsplit_once(')')?.1;
     rest.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
@@ -363,15 +370,25 @@ pub fn server_processes(data_dir: &Path) -> Vec<i32> {
     processes().filter(|pid| is_server_process(*pid, place)).collect()
 }
 
-/// The WAL receivers of a data directory. Unlike `pg_stat_wal_receiver`, which shows one only once it is connected,
-/// this also finds one that is still connecting.
-pub fn receiver_processes(data_dir: &Path) -> Vec<i32> {
+/// The living processes of a data directory whose title names them so (`postgres: [cluster: ]<kind> ...`).
+fn processes_titled(data_dir: &Path, kind: &str) -> Vec<i32> {
     let titled = |pid: &i32| {
         let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let title = String::from_utf8_lossy(&title).into_owned();
-        title.split_once(": ").is_some_and(|(_, rest)| rest.contains("walreceiver"))
+        title.split_once(": ").is_some_and(|(_, rest)| rest.contains(kind))
     };
     server_processes(data_dir).into_iter().filter(titled).collect()
+}
+
+/// The startup process of a replica, which replays the log and asks for receivers.
+pub(crate) fn startup_processes(data_dir: &Path) -> Vec<i32> {
+    processes_titled(data_dir, "startup")
+}
+
+/// The WAL receivers of a data directory. Unlike `pg_stat_wal_receiver`, which shows one only once it is connected,
+/// this also finds one that is still connecting.
+pub fn receiver_processes(data_dir: &Path) -> Vec<i32> {
+    processes_titled(data_dir, "walreceiver")
 }
 
 /// Sends SIGTERM to a WAL receiver of this data directory: a reload alone does not stop it while replay is blocked.

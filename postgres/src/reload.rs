@@ -6,8 +6,10 @@
 //! the postmaster passed the signal on, and no view shows it. The kernel does: a process that has no SIGHUP pending and
 //! sleeps has been through its loop, because the signal's handler sets the latch that it sleeps on.
 
+use crate::process::{receiver_processes, startup_processes, stat_field, terminate_receiver};
 use crate::sql::Sql;
 use model::Trouble;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How often the processes are looked at.
@@ -48,6 +50,80 @@ impl Sql {
     }
 }
 
+/// Ends the WAL receivers of a replica whose configuration names no upstream any more and that was told to read it
+/// (`Server::reload`), and waits until none is left and none can come: the startup process, which asks for receivers,
+/// has taken up the configuration as well. Works while replay is blocked, when a reload alone does nothing.
+///
+/// # Errors
+/// `ST3021` after `deadline`: nothing may be concluded, try again.
+pub async fn cut_receiver(data_dir: &Path, deadline: Duration) -> Result<(), Trouble> {
+    let until = Instant::now() + deadline;
+    let mut startup = Startup::default();
+    loop {
+        // In this order: whoever asks for receivers first, then what it may have asked for before.
+        let settled = startup.look(&startup_processes(data_dir));
+        let receivers = receiver_processes(data_dir);
+        if settled && receivers.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(Trouble::sql(
+                format!("the stream is not cut yet: receivers {receivers:?}, startup process settled: {settled}"),
+                "a stopped process or a hung disk delays it; it is tried again",
+            ));
+        }
+        for pid in receivers {
+            terminate_receiver(data_dir, pid)?;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What was seen of the startup process, which may be at work for long.
+#[derive(Default)]
+struct Startup {
+    /// Without the signal pending, it had used so much processor time.
+    seen: Option<(i32, u64)>,
+}
+
+impl Startup {
+    /// Whether it has passed the place at which it takes up its configuration: it sleeps, or has worked since it was
+    /// first seen without the signal (the handler has run, and the next record makes it look).
+    fn look(&mut self, pids: &[i32]) -> bool {
+        let [pid] = pids else { return false };
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+        if judge(&status) == Standing::Done {
+            return true;
+        }
+        if has_signal(&status) || field(&status, "State:").is_none_or(|state| state.starts_with(['T', 't'])) {
+            self.seen = None;
+            return false;
+        }
+        let used = used_ticks(*pid).unwrap_or(0);
+        match self.seen {
+            Some((seen, before)) if seen == *pid => used > before,
+            Some(_) | None => {
+                self.seen = Some((*pid, used));
+                false
+            }
+        }
+    }
+}
+
+/// Processor time used, in clock ticks (proc(5), `utime` and `stime` of `/proc/<pid>/stat`).
+fn used_ticks(pid: i32) -> Option<u64> {
+    Some(stat_field(pid, 14)? + stat_field(pid, 15)?)
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+fn has_signal(status: &str) -> bool {
+    let pending = |name: &str| field(status, name).and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    pending("SigPnd:").zip(pending("ShdPnd:")).is_none_or(|(own, shared)| (own | shared) & SIGHUP_BIT != 0)
+}
+
 fn standing(pid: i32) -> Standing {
     match std::fs::read_to_string(format!("/proc/{pid}/status")) {
         Ok(status) => judge(&status),
@@ -58,16 +134,9 @@ fn standing(pid: i32) -> Standing {
 
 /// Reads `/proc/<pid>/status` (proc(5)).
 fn judge(status: &str) -> Standing {
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let pending = |name: &str| field(name).and_then(|mask| u64::from_str_radix(mask, 16).ok());
-    match (field("State:"), pending("SigPnd:"), pending("ShdPnd:")) {
-        (Some(state), Some(own), Some(shared)) => {
-            let sleeps = state.starts_with('S');
-            let gone = state.starts_with(['Z', 'X']);
-            if gone || (sleeps && (own | shared) & SIGHUP_BIT == 0) { Standing::Done } else { Standing::NotYet }
-        }
-        (None, _, _) | (_, None, _) | (_, _, None) => Standing::NotYet,
-    }
+    let Some(state) = field(status, "State:") else { return Standing::NotYet };
+    let gone = state.starts_with(['Z', 'X']);
+    if gone || (state.starts_with('S') && !has_signal(status)) { Standing::Done } else { Standing::NotYet }
 }
 
 #[cfg(test)]

@@ -292,7 +292,8 @@ fn parse_version(text: &str) -> Option<u32> {
     Some(major * 10_000 + minor[..minor_end].parse().unwrap_or(0))
 }
 
-fn parse_history(content: &[u8]) -> Result<Vec<HistoryEntry>, WireError> {
+/// Reads the content of a history file.
+pub(crate) fn parse_history(content: &[u8]) -> Result<Vec<HistoryEntry>, WireError> {
     let text = String::from_utf8_lossy(content);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines

@@ -301,16 +301,7 @@ impl Sql {
     /// it: also when the row was there already, since an earlier try may have been cut off while it waited. Ends
     /// with an error when the replicas do not confirm in time; call it again.
     pub async fn ensure_lineage(&self, epoch: Epoch, node: &NodeName, timeline: Timeline) -> Result<(), Trouble> {
-        let node = quote_literal(node.as_str())?;
-        let sql = format!(
-            "BEGIN;
-             CREATE SCHEMA IF NOT EXISTS stemma;
-             CREATE TABLE IF NOT EXISTS stemma.lineage (epoch bigint PRIMARY KEY, node text NOT NULL,
-                 timeline bigint NOT NULL, began_at timestamptz NOT NULL, confirmed_at timestamptz NOT NULL);
-             INSERT INTO stemma.lineage VALUES ({epoch}, {node}, {timeline}, clock_timestamp(), clock_timestamp())
-                 ON CONFLICT (epoch) DO UPDATE SET confirmed_at = excluded.confirmed_at;
-             COMMIT"
-        );
+        let sql = lineage_statement(epoch, node, timeline)?;
         let client = self.waiting.client().await?;
         match tokio::time::timeout(STATEMENT_DEADLINE, client.batch_execute(&sql)).await {
             Ok(Ok(())) => Ok(()),
@@ -326,6 +317,28 @@ impl Sql {
                 ))
             }
         }
+    }
+
+    /// Writes the row of this epoch and flushes it here, without waiting for replicas; gives the position after it. Who
+    /// has flushed that far holds the row and all before it.
+    pub async fn write_lineage(&self, epoch: Epoch, node: &NodeName, timeline: Timeline) -> Result<Lsn, Trouble> {
+        let sql = lineage_statement(epoch, node, timeline)?;
+        self.execute(&sql).await?;
+        self.position("SELECT pg_current_wal_flush_lsn()").await
+    }
+
+    /// Whether a replica has replayed all the log that it has: its startup process waits for more, or has reached what
+    /// was received.
+    pub async fn replay_finished(&self) -> Result<bool, Trouble> {
+        let finished = self
+            .query_one(
+                "SELECT coalesce(pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn(), false)
+                     OR EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+                         AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream'))
+                     OR NOT pg_is_in_recovery()",
+            )
+            .await?;
+        Ok(finished.as_deref() == Some("t"))
     }
 
     /// Ends all client sessions but ours; says how many. Sessions that wait for replicas are left alone: ending one
@@ -352,6 +365,19 @@ impl Sql {
             .await?;
         Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0))
     }
+}
+
+fn lineage_statement(epoch: Epoch, node: &NodeName, timeline: Timeline) -> Result<String, Trouble> {
+    let node = quote_literal(node.as_str())?;
+    Ok(format!(
+        "BEGIN;
+         CREATE SCHEMA IF NOT EXISTS stemma;
+         CREATE TABLE IF NOT EXISTS stemma.lineage (epoch bigint PRIMARY KEY, node text NOT NULL,
+             timeline bigint NOT NULL, began_at timestamptz NOT NULL, confirmed_at timestamptz NOT NULL);
+         INSERT INTO stemma.lineage VALUES ({epoch}, {node}, {timeline}, clock_timestamp(), clock_timestamp())
+             ON CONFLICT (epoch) DO UPDATE SET confirmed_at = excluded.confirmed_at;
+         COMMIT"
+    ))
 }
 
 /// Statements that create a role where it is missing and, if `always`, bring an existing one to this state.

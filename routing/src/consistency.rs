@@ -1,5 +1,15 @@
 //! What a read has to see: the levels, a session's memory of what it did and saw, and which replica is good enough.
 
+mod history;
+mod replica;
+mod session;
+#[cfg(test)]
+mod tests;
+
+pub use history::History;
+pub use replica::{Health, Replica, Requirement, Why, answer_is_safe, eligible};
+pub use session::{Ack, Ask, Memory, Need, OnPrimary, Sampler, wait_budget};
+
 use model::Millis;
 use std::fmt;
 use std::str::FromStr;

@@ -199,10 +199,10 @@ impl<'a> Lexer<'a> {
 
     /// The next token; after the end, `End` for ever.
     pub fn next_token(&mut self) -> Token {
+        let before = self.at;
         if !self.skip_space() {
-            let start = self.at;
             self.at = self.text.len();
-            return self.token(Kind::Broken, start);
+            return self.token(Kind::Broken, before);
         }
         let start = self.at;
         let Some(&first) = self.text.get(start) else { return Token::end_at(start as u32) };
@@ -471,3 +471,6 @@ impl<'a> Lexer<'a> {
         self.token(Kind::Broken, start)
     }
 }
+
+#[cfg(test)]
+mod tests;

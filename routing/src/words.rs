@@ -69,47 +69,61 @@ const CONSTRUCTS: &str = "by over filter rollup cube sets range rows groups esca
      concurrently freeze ordinality varying nested json json_array json_arrayagg json_object json_objectagg json_query \
      json_scalar json_serialize json_table json_value json_exists merge_action";
 
-const SLOTS: usize = 1024;
 type Entry = (u64, &'static str, Keyword, Calls);
 const EMPTY: Entry = (0, "", Keyword::Reserved, Calls::Name);
-static TABLE: [Entry; SLOTS] = table();
+const ENTRIES: usize = 320;
+const SLOTS: usize = 1024;
 
-const fn put(table: &mut [Entry; SLOTS], entry: Entry) {
-    let mut at = entry.0 as usize % SLOTS;
-    while !table[at].1.is_empty() {
-        at = (at + 1) % SLOTS;
-    }
-    table[at] = entry;
+/// The keywords side by side, and by hash the number of each plus one: lookups that find nothing, which most are, touch
+/// the small table only.
+struct Table {
+    entries: [Entry; ENTRIES],
+    slots: [u16; SLOTS],
+    count: usize,
 }
+static TABLE: Table = table();
 
-/// Adds each word of a list, skipping those that have a meaning of their own.
-const fn put_list(table: &mut [Entry; SLOTS], list: &'static str, keyword: Keyword, calls: Calls) {
-    let bytes = list.as_bytes();
-    let mut start = 0;
-    let mut at = 0;
-    while at <= bytes.len() {
-        if at == bytes.len() || bytes[at] == b' ' {
-            if at > start {
-                let (_, tail) = list.split_at(start);
-                let (word, _) = tail.split_at(at - start);
-                put(table, (Fold::of(word.as_bytes()), word, keyword, calls));
-            }
-            start = at + 1;
+impl Table {
+    const fn put(&mut self, word: &'static str, keyword: Keyword, calls: Calls) {
+        let hash = Fold::of(word.as_bytes());
+        let mut at = hash as usize % SLOTS;
+        while self.slots[at] != 0 {
+            at = (at + 1) % SLOTS;
         }
-        at += 1;
+        self.entries[self.count] = (hash, word, keyword, calls);
+        self.count += 1;
+        self.slots[at] = self.count as u16;
+    }
+
+    /// Adds each word of a list.
+    const fn put_list(&mut self, list: &'static str, keyword: Keyword, calls: Calls) {
+        let bytes = list.as_bytes();
+        let mut start = 0;
+        let mut at = 0;
+        while at <= bytes.len() {
+            if at == bytes.len() || bytes[at] == b' ' {
+                if at > start {
+                    let (_, tail) = list.split_at(start);
+                    let (word, _) = tail.split_at(at - start);
+                    self.put(word, keyword, calls);
+                }
+                start = at + 1;
+            }
+            at += 1;
+        }
     }
 }
 
-const fn table() -> [Entry; SLOTS] {
-    let mut table = [EMPTY; SLOTS];
+const fn table() -> Table {
+    let mut table = Table { entries: [EMPTY; ENTRIES], slots: [0; SLOTS], count: 0 };
     let mut at = 0;
     while at < NAMED.len() {
         let (text, keyword, calls) = NAMED[at];
-        put(&mut table, (Fold::of(text.as_bytes()), text, keyword, calls));
+        table.put(text, keyword, calls);
         at += 1;
     }
-    put_list(&mut table, RESERVED, Keyword::Reserved, Calls::Never);
-    put_list(&mut table, CONSTRUCTS, Keyword::Construct, Calls::Perhaps);
+    table.put_list(RESERVED, Keyword::Reserved, Calls::Never);
+    table.put_list(CONSTRUCTS, Keyword::Construct, Calls::Perhaps);
     table
 }
 
@@ -117,10 +131,8 @@ const fn table() -> [Entry; SLOTS] {
 pub fn lookup(word: &Name<'_>) -> Option<(Keyword, Calls)> {
     let mut at = word.hash as usize % SLOTS;
     loop {
-        let (hash, text, keyword, calls) = TABLE[at];
-        if text.is_empty() {
-            return None;
-        }
+        let number = usize::from(TABLE.slots[at]).checked_sub(1)?;
+        let (hash, text, keyword, calls) = TABLE.entries[number];
         if hash == word.hash && word.is(text.as_bytes()) {
             return Some((keyword, calls));
         }
@@ -128,8 +140,46 @@ pub fn lookup(word: &Name<'_>) -> Option<(Keyword, Calls)> {
     }
 }
 
+const SET_SLOTS: usize = 512;
+
+/// A fixed set of names, asked by hash.
+struct Set {
+    slots: [(u64, &'static str); SET_SLOTS],
+}
+
+impl Set {
+    const fn of(names: &[&'static str]) -> Set {
+        let mut slots = [(0, ""); SET_SLOTS];
+        let mut number = 0;
+        while number < names.len() {
+            let hash = Fold::of(names[number].as_bytes());
+            let mut at = hash as usize % SET_SLOTS;
+            while !slots[at].1.is_empty() {
+                at = (at + 1) % SET_SLOTS;
+            }
+            slots[at] = (hash, names[number]);
+            number += 1;
+        }
+        Set { slots }
+    }
+
+    fn holds(&self, name: &Name<'_>) -> bool {
+        let mut at = name.hash as usize % SET_SLOTS;
+        loop {
+            let (hash, text) = self.slots[at];
+            if text.is_empty() {
+                return false;
+            }
+            if hash == name.hash && name.is(text.as_bytes()) {
+                return true;
+            }
+            at = (at + 1) % SET_SLOTS;
+        }
+    }
+}
+
 /// Volatile functions of PostgreSQL that neither write nor depend on the node (rule C-3).
-const HARMLESS: &[&str] = &[
+static HARMLESS: Set = Set::of(&[
     "random",
     "random_normal",
     "clock_timestamp",
@@ -141,15 +191,15 @@ const HARMLESS: &[&str] = &[
     "pg_sleep",
     "pg_sleep_for",
     "pg_sleep_until",
-];
+]);
 
 /// Whether a volatile function is known to do no harm on a replica.
 pub fn is_harmless_volatile(name: &Name<'_>) -> bool {
-    HARMLESS.iter().any(|known| name.is(known.as_bytes()))
+    HARMLESS.holds(name)
 }
 
 /// Functions whose answer belongs to one server, or that act on the world, whatever the catalogue says (rule C-4).
-const NODE_DEPENDENT: &[&str] = &[
+static NODE_DEPENDENT: Set = Set::of(&[
     "currval",
     "lastval",
     "nextval",
@@ -165,14 +215,10 @@ const NODE_DEPENDENT: &[&str] = &[
     "ts_stat",
     "xpath_table",
     "connectby",
-];
-/// The same by beginnings.
-const NODE_DEPENDENT_FAMILIES: &[&str] =
-    &["inet_server_", "inet_client_", "txid_", "dblink", "lo_", "loread", "lowrite", "crosstab", "http"];
-
+]);
 /// Names beginning with `pg_` that mean the same on every node. The others are taken for node-dependent, so that a
 /// function or view of a later version is never sent to a replica by mistake.
-const PG_COMMON: &[&str] = &[
+static PG_COMMON: Set = Set::of(&[
     "pg_catalog",
     "pg_lsn",
     "pg_node_tree",
@@ -310,52 +356,23 @@ const PG_COMMON: &[&str] = &[
     "pg_get_triggerdef",
     "pg_get_userbyid",
     "pg_get_viewdef",
-];
-
-const COMMON_SLOTS: usize = 512;
-static COMMON: [(u64, &str); COMMON_SLOTS] = common();
-
-const fn common() -> [(u64, &'static str); COMMON_SLOTS] {
-    let mut table = [(0, ""); COMMON_SLOTS];
-    let mut at = 0;
-    while at < PG_COMMON.len() {
-        let hash = Fold::of(PG_COMMON[at].as_bytes());
-        let mut slot = hash as usize % COMMON_SLOTS;
-        while !table[slot].1.is_empty() {
-            slot = (slot + 1) % COMMON_SLOTS;
-        }
-        table[slot] = (hash, PG_COMMON[at]);
-        at += 1;
-    }
-    table
-}
-
-fn is_common(name: &Name<'_>) -> bool {
-    let mut at = name.hash as usize % COMMON_SLOTS;
-    loop {
-        let (hash, text) = COMMON[at];
-        if text.is_empty() {
-            return false;
-        }
-        if hash == name.hash && name.is(text.as_bytes()) {
-            return true;
-        }
-        at = (at + 1) % COMMON_SLOTS;
-    }
-}
+]);
 
 /// Whether a name, in whatever place, belongs to one server (rule C-4).
 pub fn is_node_dependent(name: &Name<'_>) -> bool {
-    let harmless = || is_harmless_volatile(name) || is_common(name);
-    let visible = || name.ends_with(b"_is_visible");
-    name.starts_with(b"pg_") && !harmless() && !visible()
+    name.starts_with(b"pg_") && !is_harmless_volatile(name) && !PG_COMMON.holds(name) && !name.ends_with(b"_is_visible")
 }
 
 /// Whether a function belongs to one server or acts on the world.
 pub fn is_node_dependent_function(name: &Name<'_>) -> bool {
-    // All of them begin with one of these letters; most names do not.
-    let first = name.bytes.first().map_or(0, u8::to_ascii_lowercase);
-    matches!(first, b'c' | b'd' | b'h' | b'i' | b'l' | b'n' | b'q' | b's' | b't' | b'x')
-        && (NODE_DEPENDENT.iter().any(|known| name.is(known.as_bytes()))
-            || NODE_DEPENDENT_FAMILIES.iter().any(|family| name.starts_with(family.as_bytes())))
+    let families: &[&[u8]] = match name.bytes.first().map_or(0, u8::to_ascii_lowercase) {
+        b'c' => &[b"crosstab"],
+        b'd' => &[b"dblink"],
+        b'h' => &[b"http"],
+        b'i' => &[b"inet_server_", b"inet_client_"],
+        b'l' => &[b"lo_", b"loread", b"lowrite"],
+        b't' => &[b"txid_"],
+        _ => &[],
+    };
+    families.iter().any(|family| name.starts_with(family)) || NODE_DEPENDENT.holds(name)
 }

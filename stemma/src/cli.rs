@@ -132,6 +132,13 @@ pub enum Command {
         #[arg(long, short = 'n', value_name = "N")]
         limit: Option<usize>,
     },
+    /// What old primaries held that the cluster does not: saved before they came back
+    #[command(
+        subcommand,
+        long_about = "What old primaries held that the cluster does not: saved before they came back.\n\nThe bundles are read on the machine of the node that saved them: from the state directory that its node file names, or from those of all nodes of a sandbox.",
+        after_help = "Examples:\n  stemma rescue list\n  stemma rescue show 20261120T133349Z-n1-7\n  stemma rescue export 20261120T133349Z-n1-7 --to lost.sql"
+    )]
+    Rescue(RescueCommand),
     /// Certificates of the nodes
     #[command(subcommand)]
     Cert(CertCommand),
@@ -418,6 +425,44 @@ pub enum OpCommand {
         /// Its id
         id: String,
     },
+}
+
+/// `stemma rescue ...`
+#[derive(Debug, Subcommand)]
+pub enum RescueCommand {
+    /// All bundles, oldest first
+    List,
+    /// One, with what is in it and what could not be read
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Write out the changes; the bundle stays until it is deleted, or a newer one needs its room
+    Export {
+        /// Its id
+        id: String,
+        /// As statements, or as one JSON document a line
+        #[arg(long, value_enum, default_value_t)]
+        format: RescueFormat,
+        /// A new file for them [default: standard output]
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        to: Option<PathBuf>,
+    },
+    /// Remove one for good
+    Delete {
+        /// Its id
+        id: String,
+    },
+}
+
+/// Form of exported changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RescueFormat {
+    /// Statements to read, choose from and adapt.
+    #[default]
+    Sql,
+    /// One JSON document a line.
+    Jsonl,
 }
 
 /// `stemma cert ...`

@@ -7,6 +7,7 @@
 use super::recruit::majority;
 use model::limits::HEARTBEAT_INTERVAL;
 use model::{Millis, NodeId};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Heartbeats that may be missed on a quick network.
@@ -24,7 +25,7 @@ pub fn silence_limit(slowest_round_trip: Millis) -> Millis {
 }
 
 /// How a voter's stream from the primary does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// Log arrived within the silence limit.
     Moving,
@@ -38,7 +39,7 @@ pub enum Stream {
 }
 
 /// What one keeper says about the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
     /// How long ago it heard the target's keeper.
     pub silent: Millis,
@@ -47,7 +48,7 @@ pub struct Said {
 }
 
 /// What the target's own keeper says of its server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OwnWord {
     /// It serves.
     Healthy,
@@ -58,7 +59,7 @@ pub enum OwnWord {
         /// For how long.
         for_ms: Millis,
         /// What is stalled.
-        what: &'static str,
+        what: String,
     },
 }
 
@@ -94,11 +95,11 @@ pub enum Verdict {
 
 /// Is the target gone?
 pub fn verdict(evidence: &Evidence) -> Verdict {
-    match evidence.own_word {
+    match &evidence.own_word {
         Some(OwnWord::Gone) => {
             return Verdict::Dead { because: "its keeper says that the server's processes are gone".to_owned() };
         }
-        Some(OwnWord::Stalled { for_ms, what }) if for_ms >= STALLED_AFTER => {
+        Some(OwnWord::Stalled { for_ms, what }) if *for_ms >= STALLED_AFTER => {
             return Verdict::Dead { because: format!("its keeper says that {what} has been stalled for {for_ms} ms") };
         }
         Some(OwnWord::Stalled { what, .. }) => return Verdict::Suspect { reason: format!("{what} is slow") },

@@ -22,6 +22,7 @@ use super::{
 use crate::sync::ServerSync;
 use model::failover::{Failover, FailoverKind, FailoverPhase, Recruited};
 use model::{ClusterState, Epoch, Lsn, Millis, NodeId, Rule, Timeline};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// This node's server.
@@ -80,7 +81,7 @@ pub struct Own {
 }
 
 /// Another node that takes writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {
     /// Under which epoch.
     pub epoch: Epoch,

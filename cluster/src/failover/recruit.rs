@@ -1,11 +1,13 @@
 //! Who must be recruited before anybody may be promoted, and who is.
 
 use model::failover::{Failover, FailoverKind, FailoverPhase, Recruited};
+use model::state::Stage;
 use model::{ClusterState, Epoch, NodeId, Rule};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a keeper tells the others about the attempt in progress. It is in every heartbeat, and stays true for its epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The epoch it promised, fsynced.
     pub epoch: Epoch,
@@ -67,11 +69,9 @@ pub fn closed(state: &ClusterState, failover: &Failover, reports: &BTreeMap<Node
         // Where a person accepted a loss, the voters that are missing are not waited for.
         let forced = matches!(failover.kind, FailoverKind::Forced { .. });
         if rule.acks == 0 || forced {
-            let lapsed = state
-                .members
-                .keys()
+            let lapsed = electors(state)
                 .filter(|id| reports.get(id).is_some_and(|report| report.epoch == failover.epoch && report.lapsed));
-            let (lapsed, needed) = (lapsed.count(), majority(state.members.len()));
+            let (lapsed, needed) = (lapsed.count(), majority(electors(state).count()));
             return if lapsed >= needed { Ok(()) } else { Err(Open::Lease { epoch: rule.epoch, lapsed, needed }) };
         }
         let count = rule.voters.iter().filter(|voter| recruited.contains_key(voter)).count() as u32;
@@ -85,10 +85,16 @@ pub fn closed(state: &ClusterState, failover: &Failover, reports: &BTreeMap<Node
 pub fn reachable(state: &ClusterState, alive: &BTreeSet<NodeId>) -> bool {
     binding_next(state).all(|rule| {
         if rule.acks == 0 {
-            return alive.iter().filter(|id| state.members.contains_key(id)).count() >= majority(state.members.len());
+            let here = electors(state).filter(|id| alive.contains(id)).count();
+            return here >= majority(electors(state).count());
         }
         rule.voters.iter().filter(|voter| alive.contains(voter)).count() as u32 >= rule.recruit_quorum.max(1)
     })
+}
+
+/// The keepers whose majority counts: all members but those that are only joining, whose keepers may not even run.
+pub fn electors(state: &ClusterState) -> impl Iterator<Item = NodeId> {
+    state.members.values().filter(|member| member.stage != Stage::Joining).map(|member| member.id)
 }
 
 /// More than half.

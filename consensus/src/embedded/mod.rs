@@ -61,7 +61,9 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_millis(160);
 pub struct Timing {
     /// The leader tells its members at this interval that it is there. Also the time a member has to answer.
     pub heartbeat: Millis,
-    /// Members call an election after a silence between this and `election_max`, chosen at random.
+    /// Members call an election after a silence of `election_max` and a time between this and `election_max` again, chosen
+    /// at random (openraft, `raft_core.rs`: the leader's lease, then the timeout). A lost leader should be replaced by the
+    /// time a lost primary is noticed; an election that nobody needed costs the database nothing.
     pub election_min: Millis,
     /// See `election_min`.
     pub election_max: Millis,
@@ -74,9 +76,9 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Timing {
         Timing {
-            heartbeat: Millis(150),
-            election_min: Millis(600),
-            election_max: Millis(1_200),
+            heartbeat: Millis(100),
+            election_min: Millis(400),
+            election_max: Millis(600),
             request_deadline: Millis(5_000),
             catch_up_deadline: Millis(10_000),
         }
@@ -477,6 +479,14 @@ fn engine_config(timing: &Timing) -> Result<openraft::Config, StoreError> {
 }
 
 impl Consensus for Embedded {
+    fn call_election(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.raft.trigger().elect().await {
+                tracing::debug!(%error, "no election was called");
+            }
+        })
+    }
+
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Document>, StoreError>> {
         Box::pin(self.read_document(key))
     }
@@ -507,7 +517,8 @@ impl Consensus for Embedded {
             term: metrics.current_term,
             voters: membership.voter_ids().map(NodeId).collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
-            applied: metrics.last_applied.map_or(0, |id| id.index),
+            // Of the state itself: the metrics tell of an entry some time after its writer was answered.
+            applied: self.shared.state().applied.map_or(0, |id| id.index),
             age: Millis(self.heard.age().as_millis() as u64),
         }
     }

@@ -254,6 +254,10 @@ impl Shared {
 }
 
 impl Consensus for Etcd {
+    fn call_election(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Document>, StoreError>> {
         Box::pin(self.shared.read(key))
     }

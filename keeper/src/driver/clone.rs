@@ -29,7 +29,7 @@ const SOURCE_LAG_BYTES_MAX: u64 = 256 << 20;
 
 impl Driver {
     /// How this node reaches a member's server for replication.
-    fn endpoint(&self, turn: &Turn, member: &Member, what: &str) -> Endpoint {
+    pub(super) fn endpoint(&self, turn: &Turn, member: &Member, what: &str) -> Endpoint {
         let tls = turn.state.value.settings.tls && self.parts.spec.tls_files.is_some();
         Endpoint {
             host: member.postgres_host.clone(),
@@ -126,6 +126,7 @@ impl Driver {
         self.parts.local.set_phase(Phase::Cloning);
         self.parts.local.set_doing(Some(format!("cloning from {}", member.name)));
         tracing::info!(source = %member.name, attempt = self.clone_attempts, "base backup begins");
+        let lineage = self.expect_copy(source, turn.now)?;
         failpoint::pass("clone.begun");
         let cancel = stop.child_token();
         let guard = self.cancel_when_unwanted(&cancel);
@@ -137,6 +138,7 @@ impl Driver {
         match result {
             Ok(report) => {
                 failpoint::pass("clone.ended");
+                self.copied(lineage)?;
                 tracing::info!(bytes = report.bytes, seconds = report.seconds, "base backup complete");
                 self.clone_attempts = 0;
                 self.clone_error = None;

@@ -27,7 +27,7 @@ impl Driver {
         let synchronous_standby_names = match role {
             Role::Primary => self.sync_names(),
             // A replica waits for nobody; the list is written before a promotion, not kept from an earlier life.
-            Role::Replica | Role::Witness => String::new(),
+            Role::Replica | Role::Witness => self.part.list.clone().unwrap_or_default(),
         };
         Ok(ServerConfig {
             parameters: settings.postgresql.parameters.clone(),
@@ -56,9 +56,22 @@ impl Driver {
         self.sync_names.clone().unwrap_or_default()
     }
 
+    /// The node to stream from: the one that was chosen for it while that follows the same primary, else the primary
+    /// itself. `None`: the server follows nobody.
+    fn feeder<'a>(&self, turn: &'a Turn) -> Option<&'a model::Member> {
+        let (primary, epoch) = self.part.follow?;
+        let members = &turn.state.value.members;
+        let chosen = members.get(&self.parts.me).and_then(|me| me.upstream).filter(|node| *node != primary);
+        let follows = |node: &model::NodeId| {
+            let word = self.part.council.word_of(*node, turn.now);
+            word.is_some_and(|word| word.follows == Some((primary, epoch)))
+        };
+        chosen.filter(follows).and_then(|node| members.get(&node)).or_else(|| members.get(&primary))
+    }
+
     fn replica_role(&self, turn: &Turn) -> ServerRole {
         let state = &turn.state.value;
-        let Some((me, upstream)) = state.members.get(&self.parts.me).zip(state.upstream_of(self.parts.me)) else {
+        let Some((me, upstream)) = state.members.get(&self.parts.me).zip(self.feeder(turn)) else {
             return ServerRole::Replica { primary_conninfo: String::new(), primary_slot_name: None, apply_delay_ms: 0 };
         };
         let salt = &turn.secrets.value.name_salt;

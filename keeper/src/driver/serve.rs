@@ -89,7 +89,7 @@ impl Driver {
         Ok(true)
     }
 
-    async fn reload(&self) -> Result<(), Trouble> {
+    pub(super) async fn reload(&self) -> Result<(), Trouble> {
         match &self.server {
             Some(server) => server.reload(),
             None => Ok(()),
@@ -159,6 +159,9 @@ impl Driver {
     async fn keep_synchronous(&mut self, turn: &Turn, facts: &ServerFacts) -> Result<bool, Trouble> {
         let state = &turn.state.value;
         let salt = &turn.secrets.value.name_salt;
+        if self.part.ledger.ledger().promised > state.rule.epoch {
+            return Ok(false);
+        }
         let (Some(written), Some(me)) = (facts.written, state.members.get(&self.parts.me)) else { return Ok(false) };
         if state.rule.version < self.rule_at_least {
             // What this keeper sees of the state is older than what it wrote itself.

@@ -43,7 +43,7 @@ async fn keep(keeper: &Keeper) -> Result<(), Trouble> {
         && member.next_key_fingerprint.as_deref() == Some(fingerprint.as_str())
     {
         // A rotation was cut off after the new key was in place: finish it.
-        bind(keeper, fingerprint, true).await?;
+        bind(keeper, fingerprint).await?;
     }
     obey_order(keeper, &state.value).await?;
     if content.ca_pem != secrets.value.ca_certificates {
@@ -83,9 +83,12 @@ async fn rotate(keeper: &Keeper) -> Result<(), Trouble> {
     let Some(secrets) = keeper.store.secrets() else {
         return Err(Trouble::no_quorum("the cluster's secrets are not known here yet", "try again in a moment"));
     };
+    // A rotation that failed half-way may have left a newer key in the files than in use: from here on it is one key.
+    take_up(keeper)?;
+    let in_use = keeper.tls.own().key_fingerprint;
     let (key_pem, csr_pem) = pki::make_key_and_csr(&keeper.config.name);
     let fingerprint = pki::key_fingerprint_of_csr(&csr_pem)?;
-    let member = bind(keeper, fingerprint.clone(), false).await?;
+    let member = announce(keeper, &in_use, &fingerprint).await?;
     failpoint::pass("rotate.announced");
     let certificate_pem = enrol::certify(&secrets.value, &keeper.identity.cluster_id, &member, &csr_pem)?;
     let files = IdentityFiles { directory: keeper.config.identity_dir() };
@@ -95,35 +98,55 @@ async fn rotate(keeper: &Keeper) -> Result<(), Trouble> {
     failpoint::pass("rotate.files-written");
     take_up(keeper)?;
     failpoint::pass("rotate.taken-up");
-    bind(keeper, fingerprint.clone(), true).await?;
+    bind(keeper, fingerprint.clone()).await?;
     failpoint::pass("rotate.bound");
     tracing::info!(key = &fingerprint[..16], "new key and certificate in use");
     Ok(())
 }
 
-/// Announces a key for this node, or, when it is in use, makes it the only one.
-async fn bind(keeper: &Keeper, fingerprint: String, only: bool) -> Result<Member, Trouble> {
+/// Announces the key that is to follow the one in use.
+async fn announce(keeper: &Keeper, in_use: &str, key: &str) -> Result<Member, Trouble> {
     let me = keeper.identity.node;
     keeper
         .store
         .update(|state| {
-            let (next, member) = with_key(state, me, &fingerprint, only)?;
+            let (next, member) = with_keys(state, me, |member| announced(member, in_use, key))?;
             Ok((Some(next), member))
         })
         .await
 }
 
-fn with_key(state: &ClusterState, me: NodeId, key: &str, only: bool) -> Result<(ClusterState, Member), Trouble> {
+/// Makes a key that is in use the only one of this node.
+async fn bind(keeper: &Keeper, key: String) -> Result<(), Trouble> {
+    let me = keeper.identity.node;
+    keeper.store.update(|state| Ok((Some(with_keys(state, me, |member| bound(member, &key))?.0), ()))).await
+}
+
+/// A second key may have been announced before, and be the one in use: a keeper that was killed before it could make it
+/// the only one looks at its own copy of the state first, which may not have heard of that announcement yet. Were it
+/// replaced here, nobody would accept the node again.
+fn announced(member: &mut Member, in_use: &str, key: &str) {
+    if member.next_key_fingerprint.as_deref() == Some(in_use) {
+        member.key_fingerprint = in_use.to_owned();
+    }
+    member.next_key_fingerprint = Some(key.to_owned());
+}
+
+fn bound(member: &mut Member, key: &str) {
+    member.key_fingerprint = key.to_owned();
+    member.next_key_fingerprint = None;
+}
+
+fn with_keys(
+    state: &ClusterState,
+    me: NodeId,
+    change: impl FnOnce(&mut Member),
+) -> Result<(ClusterState, Member), Trouble> {
     let mut next = state.clone();
     let Some(member) = next.members.get_mut(&me) else {
         return Err(Trouble::unknown_node("this node is not a member any more", "join it again with a new token"));
     };
-    if only {
-        member.key_fingerprint = key.to_owned();
-        member.next_key_fingerprint = None;
-    } else {
-        member.next_key_fingerprint = Some(key.to_owned());
-    }
+    change(member);
     let member = member.clone();
     Ok((next, member))
 }
@@ -133,4 +156,36 @@ fn take_up(keeper: &Keeper) -> Result<(), Trouble> {
     // The server reads its copies on the driver's next turn.
     keeper.local.renew_server_files();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node with a key and one that was announced.
+    fn member(next: Option<&str>) -> Member {
+        Member { next_key_fingerprint: next.map(str::to_owned), ..crate::fixtures::member() }
+    }
+
+    #[test]
+    fn the_key_in_use_is_accepted_at_every_moment_of_a_rotation() {
+        // In order: announced, taken up, made the only one.
+        let mut node = member(None);
+        announced(&mut node, "old", "new");
+        assert!(node.holds_key("old") && node.holds_key("new"));
+        bound(&mut node, "new");
+        assert!(node.holds_key("new") && !node.holds_key("old"), "the old one is worth nothing any more");
+    }
+
+    #[test]
+    fn a_rotation_that_was_cut_off_with_the_new_key_in_use_may_begin_again() {
+        // Killed before "new" was made the only one; its own copy of the state had not heard of "new" when it came back.
+        let mut node = member(Some("new"));
+        announced(&mut node, "new", "newer");
+        assert!(node.holds_key("new") && node.holds_key("newer"), "{node:?}");
+        // Killed before the files were written: "new" was never used.
+        let mut node = member(Some("new"));
+        announced(&mut node, "old", "newer");
+        assert!(node.holds_key("old") && node.holds_key("newer") && !node.holds_key("new"), "{node:?}");
+    }
 }

@@ -236,8 +236,24 @@ pub(super) fn check_settings(
 pub(super) async fn be_witness(keeper: &Arc<Keeper>) {
     let mut states = keeper.store.changes();
     let me = keeper.identity.node;
+    let mut part = loop {
+        match crate::failover::WitnessPart::open(me, &keeper.config.state_dir, keeper.council.clone()) {
+            Ok(part) => break part,
+            Err(trouble) => {
+                tracing::error!(%trouble, hint = trouble.hint, "the witness cannot take part");
+                keeper.local.set_error(Some((trouble.code.to_string(), trouble.to_string())));
+            }
+        }
+        tokio::select! {
+            () = keeper.stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    };
     loop {
         keeper.local.turned();
+        if let Err(trouble) = part.turn(&keeper.store).await {
+            tracing::warn!(%trouble, "the witness did not do its part");
+        }
         let member = keeper.store.state().map(|state| (state.version, state.value.members.get(&me).cloned()));
         if let Some((version, member)) = member {
             match member.map(|member| member.stage) {
@@ -259,7 +275,8 @@ pub(super) async fn be_witness(keeper: &Arc<Keeper>) {
         tokio::select! {
             () = keeper.stop.cancelled() => return,
             changed = states.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = keeper.local.drive_now.notified() => {}
+            () = tokio::time::sleep(part.pace()) => {}
         }
     }
 }

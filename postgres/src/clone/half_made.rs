@@ -143,9 +143,22 @@ pub fn discard_half_made(data_dir: &Path, tablespace_root: Option<&Path>) -> Res
         Trouble::directory_unfit(format!("cannot remove the half-made copy in {}", path.display()), "see the cause")
             .because(error)
     };
-    let Some(marker) = Marker::read(data_dir).map_err(|error| failed(data_dir, error))? else {
+    let mut found = Marker::read(data_dir).map_err(|error| failed(data_dir, error))?;
+    if found.is_none() && crate::rewind::mark::is_set(data_dir) {
+        // What a rewind left is neither the old database nor a copy of the new one. The tool itself may live on.
+        let living = crate::process::server_processes(data_dir);
+        if !living.is_empty() {
+            let reason = format!("processes {living:?} still work in {}", data_dir.display());
+            return Err(Trouble::directory_unfit(reason, "they end by themselves, or end them"));
+        }
+        mark_for_removal(data_dir, None, WallTime(0))?;
+        found = Marker::read(data_dir).map_err(|error| failed(data_dir, error))?;
+    }
+    let Some(marker) = found else {
         return discard_unborn(data_dir).map_err(|error| failed(data_dir, error));
     };
+    // The marker inside speaks for both from here on; one left beside would outlive the directory.
+    crate::rewind::mark::clear(data_dir)?;
     if data_dir.join("postmaster.pid").exists() {
         let reason = format!("{} looks like a running server's in spite of its marker", data_dir.display());
         return Err(Trouble::directory_unfit(reason, "stop that server, then look at the directory by hand"));

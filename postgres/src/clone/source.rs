@@ -107,7 +107,7 @@ pub async fn begin(client: &mut ReplicationClient, options: &CloneOptions) -> Re
 }
 
 /// One result set: RowDescription, rows, CommandComplete.
-async fn read_rows(client: &mut ReplicationClient) -> Result<Vec<Row>, WireError> {
+pub(crate) async fn read_rows(client: &mut ReplicationClient) -> Result<Vec<Row>, WireError> {
     let mut rows = Vec::new();
     loop {
         let frame = client.connection.next().await?;

@@ -118,3 +118,39 @@ async fn a_hint_and_a_level_reach_the_router() {
     );
     pair.on_standby(sql).await.expect("runs");
 }
+
+/// K-3: the insert position may stand behind the header of a page that holds nothing yet, where replay never gets while
+/// the primary idles. A token made of it unrounded would send an idle cluster's reads to the primary for ever.
+#[tokio::test(flavor = "current_thread")]
+async fn an_idle_standby_reaches_the_rounded_insert_position() {
+    for major in pair::majors() {
+        let pair = Pair::start(&major, corpus::SCHEMA).await;
+        let segment: u64 =
+            pair.ask("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'").await.parse().expect("bytes");
+        let mut tried = Vec::new();
+        let end = loop {
+            // A record of a length that ends the page: its own overhead is measured first. Other writers of the server
+            // may come between, so it takes a few attempts.
+            let emit = |bytes: u64| format!("SELECT pg_logical_emit_message(false, 'x', repeat('x', {bytes}))");
+            let before = pair.insert_position().await;
+            pair.ask(&emit(1000)).await;
+            let middle = pair.insert_position().await;
+            let overhead = (middle.0 - before.0).saturating_sub(1000);
+            let left = 8192 - middle.0 % 8192;
+            if middle.0 / 8192 == before.0 / 8192 && left > overhead + 300 {
+                pair.ask(&emit(left - overhead)).await;
+                let insert = pair.insert_position().await;
+                tried.push(insert);
+                if insert.0 % 8192 == 24 {
+                    break insert;
+                }
+            }
+            assert!(tried.len() < 200, "no record ends a page: {tried:?}");
+        };
+        let rounded = routing::token::rounded(end, segment);
+        assert_eq!(rounded.0 % 8192, 0, "{end}");
+        let reached = pair.replayed_when_still().await;
+        assert_eq!(reached, rounded, "PostgreSQL {}: insert position {end}", major.name);
+        assert!(reached < end);
+    }
+}

@@ -1,6 +1,7 @@
 //! A primary and a hot standby in a directory of their own, reached over Unix sockets.
 
 use futures_util::StreamExt;
+use model::Lsn;
 use routing::Catalog;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -199,6 +200,31 @@ impl Pair {
         self.on_primary("COMMIT").await;
         let after = self.one_line(STATE).await;
         if before == after { String::new() } else { format!("{before} became {after}") }
+    }
+
+    /// The first row of an answer of the primary, its columns joined by blanks.
+    pub async fn ask(&self, sql: &str) -> String {
+        self.one_line(sql).await
+    }
+
+    pub async fn insert_position(&self) -> Lsn {
+        self.one_line("SELECT pg_current_wal_insert_lsn()").await.parse().expect("a position")
+    }
+
+    /// Where the standby stands once all that the primary has flushed is replayed and the primary flushes no more.
+    pub async fn replayed_when_still(&self) -> Lsn {
+        let start = Instant::now();
+        loop {
+            let before = self.insert_position().await;
+            let row = self.standby.query_one("SELECT pg_last_wal_replay_lsn()::text", &[]).await.expect("asked");
+            let replayed: Lsn = row.get::<_, String>(0).parse().expect("a position");
+            // Within a page header of the end, nothing is left to be replayed.
+            if before.lag_of(replayed).0 <= 40 {
+                return replayed;
+            }
+            assert!(start.elapsed() < DEADLINE, "the standby stays at {replayed}, the primary is at {before}");
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     async fn one_line(&self, sql: &str) -> String {

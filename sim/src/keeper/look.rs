@@ -43,9 +43,10 @@ impl World {
         let position = serving.map(|_| Lsn(it.disk.flushed as u64));
         let own_word = match it.server.running {
             Running::Primary if self.now >= it.server.frozen_until => Some(OwnWord::Healthy),
-            Running::Primary => {
-                Some(OwnWord::Stalled { for_ms: Millis(self.now - it.server.frozen_since), what: "the server" })
-            }
+            Running::Primary => Some(OwnWord::Stalled {
+                for_ms: Millis(self.now - it.server.frozen_since),
+                what: "the server".to_owned(),
+            }),
             Running::No if keeper.hand_over_until.is_some() => Some(OwnWord::Gone),
             Running::No | Running::Starting | Running::Replica => None,
         };
@@ -207,7 +208,7 @@ impl World {
             members: state.members.len(),
             limit: detect::silence_limit(Millis(2 * self.network.delay_max)),
             said: others.chain([(id(node), mine)]).collect(),
-            own_word: word.and_then(|(_, heartbeat)| heartbeat.own_word),
+            own_word: word.and_then(|(_, heartbeat)| heartbeat.own_word.clone()),
         };
         let keeper = self.keeper(node);
         match detect::verdict(&evidence) {

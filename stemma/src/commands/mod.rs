@@ -6,6 +6,7 @@ mod history;
 mod local;
 mod node;
 mod op;
+mod rescue;
 pub mod settings_bridge;
 mod status;
 pub mod target;
@@ -42,6 +43,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Restart(args) => op::restart(&context, args).await,
         Command::Op(command) => op::run(&context, command).await,
         Command::History { limit } => history::run(&context, limit).await,
+        Command::Rescue(command) => rescue::run(&context, command),
         Command::Cert(command) => cert::run(&context, command).await,
         Command::Explain { code, all } => explain::run(&context, code.as_deref(), all),
         Command::Init(args) => local::init(&context, args).await,

@@ -1,0 +1,197 @@
+//! Clients that write all the time, wherever the primary is, and what was promised to them: unique ids, a ledger of what
+//! was acknowledged, the longest gap without an acknowledgement. After a fault nothing in the ledger may be missing.
+//!
+//! The clients know the addresses of all servers and look for one that takes writes, as a driver with several hosts
+//! does. They give up on a write that takes long: its row may be there or not, and nobody may count on it.
+
+use crate::postgresql::told;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio_postgres::{Client, NoTls};
+
+/// A connection that is not made by then never is.
+const CONNECT_DEADLINE: Duration = Duration::from_millis(300);
+/// A client looks for another server when a write takes longer.
+const WRITE_DEADLINE: Duration = Duration::from_millis(400);
+/// Pause before the servers are tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+/// Ids of one set of clients begin this far above those of the set before.
+const SET_STRIDE: i64 = 1 << 32;
+
+/// What the clients share.
+#[derive(Debug, Default)]
+struct Shared {
+    entries: Mutex<Entries>,
+    next: AtomicI64,
+    stop: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    acknowledged: BTreeSet<i64>,
+    last_at: Option<Instant>,
+    longest_gap: Duration,
+    unanswered: u64,
+    /// Which server acknowledged last.
+    last_server: usize,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Running clients, with their ledger.
+#[derive(Debug)]
+pub struct Oracle {
+    shared: Arc<Shared>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    servers: Vec<String>,
+}
+
+impl Oracle {
+    /// Makes the table where it is missing and starts so many clients. `servers` are connection strings.
+    pub fn start(servers: Vec<String>, clients: usize) -> Oracle {
+        let first = block_on(async {
+            let client = find_primary(&servers).await;
+            let table =
+                "CREATE TABLE IF NOT EXISTS oracle (id bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())";
+            client.batch_execute(table).await.expect("the table can be made");
+            let row =
+                client.query_one("SELECT coalesce(max(id), 0) FROM oracle", &[]).await.expect("the table is read");
+            row.get::<_, i64>(0)
+        });
+        let shared = Arc::new(Shared::default());
+        shared.next.store((first / SET_STRIDE + 1) * SET_STRIDE, Ordering::SeqCst);
+        let threads = (0..clients).map(|number| {
+            let (shared, servers) = (shared.clone(), servers.clone());
+            std::thread::spawn(move || block_on(write(&shared, &servers, number)))
+        });
+        Oracle { threads: threads.collect(), shared, servers }
+    }
+
+    /// Forgets the gaps until now.
+    pub fn forget_gaps(&self) {
+        self.shared.lock().longest_gap = Duration::ZERO;
+    }
+    /// The longest time without an acknowledgement since gaps were forgotten, the present one included.
+    pub fn longest_gap(&self) -> Duration {
+        let entries = self.shared.lock();
+        let running = entries.last_at.map_or(Duration::ZERO, |last| last.elapsed());
+        entries.longest_gap.max(running)
+    }
+    /// Writes acknowledged so far.
+    pub fn count(&self) -> usize {
+        self.shared.lock().acknowledged.len()
+    }
+    /// Writes that ended without an answer.
+    pub fn unanswered(&self) -> u64 {
+        self.shared.lock().unanswered
+    }
+    /// The server that acknowledged last, by its place in the list.
+    pub fn last_server(&self) -> usize {
+        self.shared.lock().last_server
+    }
+
+    /// Acknowledged ids that the server which takes writes now does not hold.
+    pub fn lost(&self) -> Vec<i64> {
+        let acknowledged = self.shared.lock().acknowledged.clone();
+        block_on(async {
+            let client = find_primary(&self.servers).await;
+            let held = ids(&client, acknowledged.first().copied().unwrap_or(0)).await;
+            acknowledged.difference(&held).copied().collect()
+        })
+    }
+
+    /// Ids that a server holds.
+    pub fn held_by(&self, server: &str) -> Result<usize, String> {
+        block_on(async {
+            let client = open(server).await?;
+            let row = client.query_one("SELECT count(*) FROM oracle", &[]).await.map_err(|error| told(&error))?;
+            Ok(usize::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+        })
+    }
+
+    /// Ends the clients.
+    pub fn stop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a client ends well");
+        }
+    }
+}
+
+impl Drop for Oracle {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(work)
+}
+
+async fn open(server: &str) -> Result<Client, String> {
+    let connecting = tokio::time::timeout(CONNECT_DEADLINE, tokio_postgres::connect(server, NoTls)).await;
+    let (client, connection) =
+        connecting.map_err(|_| "no connection in time".to_owned())?.map_err(|error| told(&error))?;
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(client)
+}
+
+async fn writable(server: &str) -> Result<Client, String> {
+    let client = open(server).await?;
+    let asked = tokio::time::timeout(CONNECT_DEADLINE, client.query_one("SELECT pg_is_in_recovery()", &[])).await;
+    let row = asked.map_err(|_| "no answer in time".to_owned())?.map_err(|error| told(&error))?;
+    if row.get::<_, bool>(0) { Err("it is a replica".to_owned()) } else { Ok(client) }
+}
+
+async fn find_primary(servers: &[String]) -> Client {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        for server in servers {
+            if let Ok(client) = writable(server).await {
+                return client;
+            }
+        }
+        assert!(Instant::now() < deadline, "no server takes writes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn ids(client: &Client, from: i64) -> BTreeSet<i64> {
+    let rows = client.query("SELECT id FROM oracle WHERE id >= $1", &[&from]).await.expect("the table can be read");
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+async fn write(shared: &Shared, servers: &[String], number: usize) {
+    let mut at = number;
+    while !shared.stop.load(Ordering::SeqCst) {
+        let index = at % servers.len();
+        let Ok(client) = writable(&servers[index]).await else {
+            at += 1;
+            tokio::time::sleep(RETRY_PAUSE).await;
+            continue;
+        };
+        let Ok(insert) = client.prepare("INSERT INTO oracle (id) VALUES ($1)").await else { continue };
+        while !shared.stop.load(Ordering::SeqCst) {
+            let id = shared.next.fetch_add(1, Ordering::SeqCst);
+            let written = tokio::time::timeout(WRITE_DEADLINE, client.execute(&insert, &[&id])).await;
+            let mut entries = shared.lock();
+            if !matches!(written, Ok(Ok(_))) {
+                entries.unanswered += 1;
+                break;
+            }
+            let now = Instant::now();
+            let gap = entries.last_at.map_or(Duration::ZERO, |last| now - last);
+            entries.longest_gap = entries.longest_gap.max(gap);
+            entries.last_at = Some(now);
+            entries.last_server = index;
+            assert!(entries.acknowledged.insert(id), "an id is written once");
+        }
+    }
+}

@@ -1,0 +1,618 @@
+//! This node's part in who is primary: the facts that `cluster::failover::order` asks for, and its answers carried out.
+
+use super::{Driver, KILL_DEADLINE, Turn};
+use crate::failover::{Council, LedgerFile, OwnPart, shared_step};
+use crate::local::Phase;
+use cluster::failover::detect::{self, OwnWord};
+use cluster::failover::ledger::Refused;
+use cluster::failover::order::{self, Action, Own, Server, Serving, View};
+use cluster::failover::{HAND_OVER_WAIT, Policy, procedure, recruit};
+use cluster::naming;
+use cluster::sync::{self, ServerSync};
+use model::failover::{FailoverPhase, Recruited};
+use model::observe::ServerFacts;
+use model::state::Stage;
+use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, Role, Timeline, Trouble};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the server may take to tell how it is while a change of primary waits for it.
+const LOOK_DEADLINE: Duration = Duration::from_millis(500);
+/// How long cutting the stream may take before it is tried again.
+const DETACH_DEADLINE: Duration = Duration::from_millis(500);
+/// How long a new synchronous list may take to be taken up before it is tried again.
+const LIST_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a primary that was asked to stop in order may take before it is killed.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(6);
+/// A primary that does not come up for this long counts as stalled.
+const START_PATIENCE: Millis = Millis(10_000);
+/// Time that starting a server, syncing its directory and attaching its replicas takes apart from replay; measured
+/// 1.3 s and more on a busy machine.
+const RESTART_EXPECTED: Millis = Millis(1_000);
+/// Log replayed in a millisecond, at the least: for a guess whether a restart or a failover is quicker.
+const REPLAY_BYTES_PER_MS: u64 = 50_000;
+
+/// Stands for the unknown end of a fresh copy.
+pub(super) const COPY_END: Lsn = Lsn(u64::MAX);
+
+/// What the driver keeps for this.
+pub(super) struct Part {
+    pub(super) council: Arc<Council>,
+    pub(super) ledger: LedgerFile,
+    /// Whom the server follows or is about to follow, and under which epoch.
+    pub(super) follow: Option<(NodeId, Epoch)>,
+    /// The running server is proved to follow nobody, and to begin nothing of the kind.
+    pub(super) detached: bool,
+    /// This process of the server was told to promote itself and has not done so yet.
+    promotion_ordered: bool,
+    /// Where the row of an epoch is, flushed here.
+    row: Option<(Epoch, Lsn)>,
+    /// A crashed server is left down until then.
+    hand_over_until: Option<Moment>,
+    /// The synchronous list of a node that is about to be promoted.
+    pub(super) list: Option<String>,
+    /// The epoch under which the server serves.
+    served: Epoch,
+    /// How this process of the server was seen last.
+    last_seen: Option<Server>,
+    /// When it answered last.
+    answered_at: Moment,
+    /// Where its log ended, last time it was seen.
+    was_at: Option<Lsn>,
+    /// The situation in which nothing was left to do.
+    pub(super) calm: Option<Key>,
+    /// The action that was logged last.
+    told: Option<Action>,
+}
+
+/// What must stay the same for older facts to be good enough.
+type Key = (Epoch, Option<(Epoch, FailoverPhase)>);
+
+pub(super) fn key_of(state: &ClusterState) -> Key {
+    (state.rule.epoch, state.failover.as_ref().map(|it| (it.epoch, it.phase)))
+}
+
+/// What came of looking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Primacy {
+    /// Something was done: look again at once.
+    Acted,
+    /// Nothing can be done now, and nothing else should be.
+    Waits,
+    /// Nothing is to be done.
+    Free,
+}
+
+/// What was seen of this node's server and data.
+struct Seen {
+    server: Server,
+    holds: Option<Recruited>,
+    recruited: Option<Recruited>,
+    timeline: Option<Timeline>,
+}
+
+impl Part {
+    pub(super) fn new(council: Arc<Council>, ledger: LedgerFile, adopted: bool, now: Moment) -> Part {
+        let promotion_ordered = adopted && ledger.ledger().promoting.is_some();
+        council.promised(ledger.ledger().promised);
+        Part {
+            council,
+            follow: ledger.following(),
+            ledger,
+            detached: false,
+            promotion_ordered,
+            row: None,
+            hand_over_until: None,
+            list: None,
+            served: Epoch(0),
+            last_seen: None,
+            answered_at: now,
+            was_at: None,
+            calm: None,
+            told: None,
+        }
+    }
+
+    /// A process of the server was started by this keeper, with a configuration that follows `follow`.
+    pub(super) fn started(&mut self, now: Moment) {
+        self.detached = self.follow.is_none();
+        self.promotion_ordered = false;
+        self.row = None;
+        self.hand_over_until = None;
+        self.last_seen = None;
+        self.answered_at = now;
+        self.calm = None;
+    }
+
+    /// Whatever was under way was given up in the middle.
+    pub(super) fn shaken(&mut self) {
+        self.detached = false;
+        self.promotion_ordered = self.ledger.ledger().promoting.is_some();
+        self.row = None;
+        self.last_seen = None;
+        self.calm = None;
+    }
+}
+
+impl Driver {
+    /// One look at who is primary, and one action if there is one.
+    pub(super) async fn primacy(&mut self, turn: &Turn, sampled: Option<&ServerFacts>) -> Result<Primacy, Trouble> {
+        let state = &turn.state.value;
+        let Some(member) = state.members.get(&self.parts.me) else { return Ok(Primacy::Free) };
+        match member.stage {
+            Stage::Halted { .. } | Stage::Leaving => return Ok(Primacy::Free),
+            Stage::Joining | Stage::Active | Stage::Reinit { .. } | Stage::Rejoin { .. } => {}
+        }
+        self.part.council.note_state(turn.state.version, state, turn.now);
+        let key = key_of(state);
+        let busy = state.failover.is_some() || self.part.calm != Some(key);
+        let looked = if busy && self.server.is_some() { self.look().await } else { sampled.cloned() };
+        let seen = self.see(turn, looked.as_ref(), busy).await?;
+        if self.is_strange(state, &seen) {
+            return Ok(Primacy::Free);
+        }
+        let own = self.own(turn, &seen);
+        self.tell(turn, &own, &seen);
+        let sample = self.parts.observations.of(self.parts.me);
+        let sample = sample.as_ref().map(|it| (&*it.sample, it.taken_at));
+        let others = self.part.council.others(state, sample, turn.now);
+        let policy = Policy::default();
+        let phase_age = self.part.council.phase_age(turn.now);
+        let view = View { me: self.parts.me, state, own: &own, others: &others, phase_age, policy: &policy };
+        let next = order::next(&view).filter(|action| {
+            // Where there is no data, nothing has to be given up for a copy.
+            let gives_up = matches!(action, Action::Rebuild { .. } | Action::Rewind { .. });
+            !gives_up || seen.timeline.is_some()
+        });
+        match next {
+            Some(action) => {
+                self.part.calm = None;
+                shared_step::hasten(&self.parts.store, &self.part.council, &action, &others.alive).await;
+                self.carry_out(action, turn, &own, looked.as_ref()).await
+            }
+            None => {
+                let frozen = state.failover.is_some() || own.promised > state.rule.epoch;
+                self.part.calm = (!frozen && !matches!(own.server, Server::Starting)).then_some(key);
+                let has_data = seen.timeline.is_some();
+                Ok(if frozen && has_data { Primacy::Waits } else { Primacy::Free })
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Option<ServerFacts> {
+        match tokio::time::timeout(LOOK_DEADLINE, self.sql.facts()).await {
+            Ok(Ok(facts)) => Some(facts),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+
+    /// Whether the server takes writes though nobody in the cluster told it to: that is for a person to settle.
+    fn is_strange(&self, state: &ClusterState, seen: &Seen) -> bool {
+        let serves = matches!(seen.server, Server::Primary { .. });
+        serves && state.failover.is_none() && state.rule.primary != self.parts.me && seen.holds.is_none()
+    }
+
+    async fn see(&mut self, turn: &Turn, facts: Option<&ServerFacts>, busy: bool) -> Result<Seen, Trouble> {
+        if self.server.is_none() {
+            return self.see_stopped(&turn.state.value);
+        }
+        let Some(facts) = facts else {
+            // Not answering: if it was a primary it may be one still, and acknowledge once it goes on.
+            let server = match &self.part.last_seen {
+                Some(Server::Primary { sync, flushed, .. }) => {
+                    Server::Primary { healthy: false, sync: sync.clone(), row: None, flushed: flushed.clone() }
+                }
+                Some(Server::Stopped { .. } | Server::Starting | Server::Replica { .. }) | None => Server::Starting,
+            };
+            return Ok(Seen { server, holds: None, recruited: None, timeline: Some(Timeline(0)) });
+        };
+        let sampled_at = self.parts.observations.of(self.parts.me).map(|own| own.taken_at);
+        self.part.answered_at = sampled_at.filter(|_| !busy).unwrap_or(turn.now);
+        let seen =
+            if facts.in_recovery { self.see_replica(turn, facts, busy).await? } else { self.see_primary(turn, facts)? };
+        self.part.last_seen = Some(seen.server.clone());
+        Ok(seen)
+    }
+
+    fn see_stopped(&mut self, state: &ClusterState) -> Result<Seen, Trouble> {
+        let nothing = Seen {
+            server: Server::Stopped { in_order: true, as_primary: false },
+            holds: None,
+            recruited: None,
+            timeline: None,
+        };
+        let data_dir = self.parts.node.data_dir.clone();
+        let Ok(postgres::DataDir::Cluster(control)) =
+            postgres::check_data_dir(&data_dir, self.parts.spec.user.as_ref())
+        else {
+            return Ok(nothing);
+        };
+        let copied = data_dir.join("backup_label").exists();
+        let as_primary = !data_dir.join("standby.signal").exists() && !copied;
+        let in_order = control.state.is_clean() || copied;
+        let timeline = Timeline(control.timeline.0.max(control.min_recovery_timeline.0));
+        let lineage = self.lineage_of(state, timeline, as_primary)?;
+        let position = match control.state {
+            // Where the log of a fresh copy ends is known once it was replayed. If the primary it was taken from is not
+            // the one to follow, another copy is the safe way, and loses nothing.
+            _ if copied => COPY_END,
+            postgres::ControlState::ShutDown => postgres::shutdown_end(&data_dir, &control)?,
+            _ => control.checkpoint.max(control.min_recovery_end),
+        };
+        let holds = lineage.map(|lineage| Recruited { lineage, timeline, position });
+        let recruited = holds.filter(|_| as_primary && control.state.is_clean());
+        Ok(Seen { server: Server::Stopped { in_order, as_primary }, holds, recruited, timeline: Some(timeline) })
+    }
+
+    fn see_primary(&mut self, turn: &Turn, facts: &ServerFacts) -> Result<Seen, Trouble> {
+        let state = &turn.state.value;
+        let promoted = self.part.ledger.ledger().promoted(facts.timeline);
+        self.part.ledger.save(promoted)?;
+        self.part.promotion_ordered = false;
+        let lineage = self.lineage_of(state, facts.timeline, true)?;
+        self.part.was_at = facts.written;
+        self.part.served = self.part.served.max(lineage.unwrap_or_default());
+        if state.failover.is_none()
+            && state.rule.primary == self.parts.me
+            && self.part.ledger.ledger().promised <= state.rule.epoch
+        {
+            self.part.served = self.part.served.max(state.rule.epoch);
+        }
+        let holds = lineage.zip(facts.written).map(|(lineage, position)| Recruited {
+            lineage,
+            timeline: facts.timeline,
+            position,
+        });
+        let server = Server::Primary {
+            healthy: self.parts.local.stalled().is_none(),
+            sync: self.sync_in_force(turn, facts),
+            row: self.part.row,
+            flushed: self.flushed(turn, facts),
+        };
+        Ok(Seen { server, holds, recruited: None, timeline: Some(facts.timeline) })
+    }
+
+    async fn see_replica(&mut self, turn: &Turn, facts: &ServerFacts, busy: bool) -> Result<Seen, Trouble> {
+        let position = facts.received.max(facts.replayed).unwrap_or(Lsn(0));
+        let data_dir = &self.parts.node.data_dir;
+        let file = postgres::read_control_file(data_dir)?;
+        let on_disk = postgres::timeline_of_log(data_dir, position, file.segment_bytes.into())?;
+        let timeline = facts.timeline.max(on_disk.unwrap_or_default());
+        let follows = if self.part.detached { None } else { Some(self.part.follow.unwrap_or((NodeId(0), Epoch(0)))) };
+        let receiver = if busy { !postgres::receiver_processes(data_dir).is_empty() } else { facts.receiver.is_some() };
+        let loose = follows.is_none() && !receiver;
+        // What was received in this life of the server was asked for only after all that lay here had been replayed; the
+        // end of that is known only once replay has come to it.
+        let finished = !loose || !busy || facts.received.is_some() || self.sql.replay_finished().await?;
+        let sync = self.sync_in_force(turn, facts);
+        let lineage = self.lineage_of(&turn.state.value, timeline, false)?;
+        let holds = lineage.map(|lineage| Recruited { lineage, timeline, position });
+        let server = if finished { Server::Replica { follows, receiver, sync } } else { Server::Starting };
+        let recruited = holds.filter(|_| loose && finished && busy && !self.part.promotion_ordered);
+        Ok(Seen { server, holds, recruited, timeline: Some(timeline) })
+    }
+
+    /// In which epoch the timeline of the data was begun. The first primary of a cluster knows without being told.
+    fn lineage_of(
+        &mut self,
+        state: &ClusterState,
+        timeline: Timeline,
+        as_primary: bool,
+    ) -> Result<Option<Epoch>, Trouble> {
+        if let Some(known) = self.part.ledger.ledger().lineage(timeline) {
+            return Ok(Some(known));
+        }
+        let first = as_primary
+            && state.rule.primary == self.parts.me
+            && state.failover.is_none()
+            && state.identity.system_id.is_some()
+            && self.part.ledger.ledger().begun.is_empty();
+        if !first {
+            return Ok(None);
+        }
+        let begun = state.lineage.iter().find(|entry| entry.timeline == timeline).map(|entry| entry.epoch);
+        let epoch = begun.unwrap_or(state.rule.epoch);
+        let mut ledger = self.part.ledger.ledger().clone();
+        ledger.begun.insert(timeline.0, epoch);
+        self.part.ledger.save(ledger)?;
+        Ok(Some(epoch))
+    }
+
+    fn sync_in_force(&self, turn: &Turn, facts: &ServerFacts) -> ServerSync {
+        let salt = &turn.secrets.value.name_salt;
+        sync::parse(&facts.synchronous_standby_names, |name| {
+            naming::node_of_application_name(name, &turn.state.value.members, salt)
+        })
+    }
+
+    fn flushed(&self, turn: &Turn, facts: &ServerFacts) -> BTreeMap<NodeId, Lsn> {
+        let (members, salt) = (&turn.state.value.members, &turn.secrets.value.name_salt);
+        let named = facts.senders.iter().filter_map(|sender| {
+            Some((naming::node_of_application_name(&sender.application_name, members, salt)?, sender.flush?))
+        });
+        named.collect()
+    }
+
+    fn own(&self, turn: &Turn, seen: &Seen) -> Own {
+        let state = &turn.state.value;
+        let council = &self.part.council;
+        let lease = self.lease_epoch(state).is_some_and(|epoch| {
+            let serves = matches!(seen.server, Server::Primary { .. });
+            council.holds_lease(state, epoch, turn.now) || (serves && council.just_started(turn.now))
+        });
+        Own {
+            promised: self.part.ledger.ledger().promised,
+            server: seen.server.clone(),
+            holds: seen.holds,
+            recruited: seen.recruited,
+            promotion_ordered: self.part.promotion_ordered,
+            lease,
+            hand_over: self.part.hand_over_until.is_some_and(|until| turn.now < until),
+        }
+    }
+
+    /// The epoch that this node serves under, or would.
+    fn lease_epoch(&self, state: &ClusterState) -> Option<Epoch> {
+        let me = self.parts.me;
+        match &state.failover {
+            Some(it) if it.phase == FailoverPhase::Promote && it.winner == Some(me) => Some(it.epoch),
+            Some(_) | None => (state.rule.primary == me).then_some(state.rule.epoch),
+        }
+    }
+
+    /// Puts into the heartbeats what others need to know of this node.
+    fn tell(&self, turn: &Turn, own: &Own, seen: &Seen) {
+        let state = &turn.state.value;
+        let (serving, follows) = match &own.server {
+            Server::Primary { healthy: true, .. } => {
+                let timeline = seen.timeline.unwrap_or_default();
+                let serving =
+                    seen.holds.map(|holds| Serving { epoch: self.part.served, lineage: holds.lineage, timeline });
+                (serving, None)
+            }
+            Server::Replica { follows, .. } => (None, *follows),
+            Server::Primary { .. } | Server::Stopped { .. } | Server::Starting => (None, None),
+        };
+        let leads = procedure::leader_of(state) == self.parts.me;
+        self.part.council.publish(OwnPart {
+            promised: own.promised,
+            recruited: own.recruited,
+            serving,
+            follows,
+            lineage: seen.holds.map(|holds| (holds.timeline, holds.lineage)),
+            own: if leads { self.own_word(turn, own) } else { None },
+            lease_for: self.lease_epoch(state),
+            guarded: self.guarded(state, own),
+        });
+    }
+
+    /// The lease without which the server must not go on, if it takes writes, or may at any moment, and waits for nobody.
+    fn guarded(&self, state: &ClusterState, own: &Own) -> Option<(Epoch, usize)> {
+        let alone = match &own.server {
+            Server::Primary { sync, .. } => sync.acks == 0,
+            Server::Replica { sync, .. } => own.promotion_ordered && sync.acks == 0,
+            Server::Starting => self.part.served == state.rule.epoch && state.rule.acks == 0,
+            Server::Stopped { .. } => false,
+        };
+        let epoch = self.lease_epoch(state)?;
+        let electors = recruit::electors(state).count();
+        let needed = state.members.len() > 2 && electors > 1;
+        (alone && needed).then_some((epoch, electors))
+    }
+
+    fn own_word(&self, turn: &Turn, own: &Own) -> Option<OwnWord> {
+        let silent = turn.now.since(self.part.answered_at);
+        match &own.server {
+            Server::Stopped { .. } if own.hand_over => Some(OwnWord::Gone),
+            Server::Primary { healthy: true, .. } => Some(OwnWord::Healthy),
+            Server::Primary { .. } => Some(match self.parts.local.stalled() {
+                Some((for_ms, what)) => OwnWord::Stalled { for_ms, what },
+                None => OwnWord::Stalled { for_ms: silent, what: "its server".to_owned() },
+            }),
+            Server::Starting if silent > START_PATIENCE => {
+                Some(OwnWord::Stalled { for_ms: silent, what: "the start of its server".to_owned() })
+            }
+            Server::Starting | Server::Stopped { .. } | Server::Replica { .. } => None,
+        }
+    }
+
+    /// After a crash of the server: whether others should take over rather than wait for it to come back.
+    pub(super) fn consider_hand_over(&mut self, turn: &Turn) {
+        let state = &turn.state.value;
+        if procedure::leader_of(state) != self.parts.me || state.failover.is_some() {
+            return;
+        }
+        let sample = None;
+        let others = self.part.council.others(state, sample, turn.now);
+        let policy = Policy::default();
+        let can = state.paused.is_none() && policy.automatic && recruit::reachable(state, &others.alive);
+        let redo =
+            postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
+        let backlog = self.part.was_at.map_or(0, |at| at.lag_of(redo).0);
+        let expected = Millis(RESTART_EXPECTED.0 + backlog / REPLAY_BYTES_PER_MS);
+        match detect::after_crash(expected, policy.failover_expected, self.failures, can) {
+            detect::Crash::HandOver => self.part.hand_over_until = Some(turn.now.plus(HAND_OVER_WAIT)),
+            detect::Crash::Restart => {}
+        }
+    }
+
+    async fn carry_out(
+        &mut self,
+        action: Action,
+        turn: &Turn,
+        own: &Own,
+        facts: Option<&ServerFacts>,
+    ) -> Result<Primacy, Trouble> {
+        if self.part.told.as_ref() != Some(&action) {
+            tracing::info!(?action, "who is primary");
+            self.part.told = Some(action.clone());
+        }
+        if shared_step::is_shared(&action) {
+            shared_step::write(&self.parts.store, turn.state.version, &action).await?;
+            return Ok(Primacy::Acted);
+        }
+        match action {
+            Action::Promise(epoch) => self.promise(epoch)?,
+            Action::Detach => self.detach(turn).await?,
+            Action::Stop { kill: true, because } => self.kill_server(&because).await?,
+            Action::Stop { kill: false, because } => self.drain(&because).await?,
+            Action::StartDetached | Action::Recover => {
+                self.part.follow = None;
+                return self.start_as(Role::Replica, turn).await;
+            }
+            Action::StartPrimary => {
+                self.part.served = turn.state.value.rule.epoch;
+                self.rule_sure = false;
+                return self.start_as(Role::Primary, turn).await;
+            }
+            Action::SetSynchronous { acks, list } => self.set_list(acks, &list, turn, facts).await?,
+            Action::Promote(epoch) => self.promote(epoch, own).await?,
+            Action::WriteRow(epoch) => self.write_row(epoch, own).await?,
+            Action::Attach { node, serving } => return self.attach(node, serving, turn, own).await,
+            Action::Rewind { node, fork } => return self.come_back(node, Some(fork), turn, own, facts).await,
+            Action::Rebuild { node } => return self.come_back(node, None, turn, own, facts).await,
+            Action::Claim { .. }
+            | Action::Drained(_)
+            | Action::Unplan(_)
+            | Action::Choose(..)
+            | Action::Settle { .. }
+            | Action::Undo { .. } => {}
+        }
+        Ok(Primacy::Acted)
+    }
+
+    fn promise(&mut self, epoch: Epoch) -> Result<(), Trouble> {
+        failpoint::pass("failover.promising");
+        if let Some(ledger) = self.part.ledger.ledger().promise(epoch) {
+            self.part.ledger.save(ledger)?;
+        }
+        self.part.council.promised(epoch);
+        failpoint::pass("failover.promised");
+        Ok(())
+    }
+
+    /// Cuts the stream and sees it cut.
+    async fn detach(&mut self, turn: &Turn) -> Result<(), Trouble> {
+        self.part.follow = None;
+        self.put_config(Role::Replica, turn).await?;
+        failpoint::pass("failover.detaching");
+        postgres::cut_receiver(&self.parts.node.data_dir, DETACH_DEADLINE).await?;
+        failpoint::pass("failover.detached");
+        self.part.detached = true;
+        Ok(())
+    }
+
+    /// Writes the configuration of this role and has the running server read it.
+    async fn put_config(&mut self, role: Role, turn: &Turn) -> Result<(), Trouble> {
+        let config = self.wanted_config(role, turn)?;
+        if self.written.is_none() && self.active.is_none() {
+            self.active = Some(postgres::ActiveFiles::ask(&self.sql).await?);
+        }
+        postgres::write_config(&self.parts.spec, &config)?;
+        if let Some(files) = &self.active {
+            postgres::write_active(&self.parts.spec, &config, files)?;
+        }
+        self.written = Some(config);
+        self.reload().await
+    }
+
+    async fn kill_server(&mut self, because: &str) -> Result<(), Trouble> {
+        tracing::warn!(because, "killing every process of the database server");
+        self.parts.local.set_doing(Some(format!("stopping the server at once: {because}")));
+        let killed = postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
+        tracing::info!(killed, "the server's processes are gone");
+        self.server_is_gone();
+        self.parts.local.set_phase(Phase::Stopped);
+        failpoint::pass("failover.killed");
+        Ok(())
+    }
+
+    /// The old primary of a switchover stops in order, so that its replicas receive all that it has.
+    async fn drain(&mut self, because: &str) -> Result<(), Trouble> {
+        failpoint::pass("switchover.draining");
+        self.stop_server_within(because, DRAIN_DEADLINE).await?;
+        failpoint::pass("switchover.drained");
+        Ok(())
+    }
+
+    pub(super) async fn start_as(&mut self, role: Role, turn: &Turn) -> Result<Primacy, Trouble> {
+        self.part.list = None;
+        let started = self.start(role, turn).await?;
+        failpoint::pass("failover.started");
+        Ok(if started { Primacy::Acted } else { Primacy::Waits })
+    }
+
+    async fn set_list(
+        &mut self,
+        acks: u32,
+        list: &BTreeSet<NodeId>,
+        turn: &Turn,
+        facts: Option<&ServerFacts>,
+    ) -> Result<(), Trouble> {
+        let (members, salt) = (&turn.state.value.members, &turn.secrets.value.name_salt);
+        let names = sync::render(acks, list, |node| {
+            members.get(&node).map_or_else(String::new, |member| naming::application_name(salt, member))
+        });
+        let role = if facts.is_some_and(|facts| facts.in_recovery) { Role::Replica } else { Role::Primary };
+        self.sync_names = Some(names.clone());
+        self.part.list = Some(names.clone());
+        self.put_config(role, turn).await?;
+        self.sql.wait_setting("synchronous_standby_names", &names, LIST_DEADLINE).await?;
+        self.sql.wait_reload_everywhere(LIST_DEADLINE).await?;
+        self.list_taken_up = true;
+        failpoint::pass("failover.list-set");
+        Ok(())
+    }
+
+    async fn promote(&mut self, epoch: Epoch, own: &Own) -> Result<(), Trouble> {
+        let Some(holds) = own.holds else { return Ok(()) };
+        let ledger = self.part.ledger.ledger().promotion(epoch, holds.timeline);
+        self.part.ledger.save(ledger)?;
+        failpoint::pass("failover.promoting");
+        self.part.promotion_ordered = true;
+        self.part.served = epoch;
+        self.part.row = None;
+        self.rule_sure = false;
+        // Statements on the replica can hold up the replay that the promotion waits for.
+        self.sql.cancel_statements().await?;
+        self.sql.promote().await?;
+        failpoint::pass("failover.promote-ordered");
+        Ok(())
+    }
+
+    async fn write_row(&mut self, epoch: Epoch, own: &Own) -> Result<(), Trouble> {
+        let Some(holds) = own.holds else { return Ok(()) };
+        let at = self.sql.write_lineage(epoch, &self.parts.config.name, holds.timeline).await?;
+        failpoint::pass("failover.row-written");
+        self.part.row = Some((epoch, at));
+        Ok(())
+    }
+
+    pub(super) async fn attach(
+        &mut self,
+        node: NodeId,
+        serving: Serving,
+        turn: &Turn,
+        own: &Own,
+    ) -> Result<Primacy, Trouble> {
+        let holds = own.holds.map(|holds| holds.timeline);
+        let ledger = self.part.ledger.ledger().attach(serving.epoch, serving.lineage, serving.timeline, holds);
+        match ledger {
+            Ok(ledger) => self.part.ledger.follow(ledger, node, serving.epoch)?,
+            Err(Refused::Older { .. }) => return Ok(Primacy::Waits),
+            Err(Refused::SameNumber { .. }) => return Box::pin(self.come_back(node, None, turn, own, None)).await,
+        }
+        failpoint::pass("failover.attaching");
+        self.part.council.promised(serving.epoch);
+        self.part.follow = Some((node, serving.epoch));
+        self.part.detached = false;
+        self.part.list = None;
+        if self.server.is_none() {
+            return self.start_as(Role::Replica, turn).await;
+        }
+        self.put_config(Role::Replica, turn).await?;
+        failpoint::pass("failover.attached");
+        Ok(Primacy::Acted)
+    }
+}

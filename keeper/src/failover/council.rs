@@ -1,0 +1,406 @@
+//! What the keepers say to each other about who is primary: this keeper's own word, the words heard, the leases, and
+//! from all of that the facts that `cluster::failover` decides by. Touches neither disk nor database.
+
+use super::word::Word;
+use crate::clock;
+use cluster::failover::detect::{self, Evidence, OwnWord, Said, Stream};
+use cluster::failover::lease::{self, Grantor, Holder, HolderVerdict};
+use cluster::failover::order::{Others, Serving};
+use cluster::failover::recruit::{Report, electors};
+use cluster::failover::{budget, procedure};
+use model::failover::{FailoverKind, FailoverPhase, Recruited};
+use model::observe::ServerFacts;
+use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, NodeSample, Timeline};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// The lease's times.
+pub(crate) const LEASE: lease::Timing = lease::LAN;
+
+/// What the driver of this node says of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OwnPart {
+    /// The promise, as fsynced.
+    pub promised: Epoch,
+    /// What it holds, if it counts as recruited.
+    pub recruited: Option<Recruited>,
+    /// It takes writes.
+    pub serving: Option<Serving>,
+    /// Whom its server follows.
+    pub follows: Option<(NodeId, Epoch)>,
+    /// The timeline at the end of its data, and the epoch in which that was begun.
+    pub lineage: Option<(Timeline, Epoch)>,
+    /// Its server ought to take writes, and is like this.
+    pub own: Option<OwnWord>,
+    /// The epoch under which it serves, would serve, or is about to be promoted: whose lease it asks for.
+    pub lease_for: Option<Epoch>,
+    /// Its server may acknowledge commits that nobody else holds, which only the lease of this epoch allows; and how
+    /// many keepers grant it.
+    pub guarded: Option<(Epoch, usize)>,
+}
+
+/// See the module.
+pub(crate) struct Council {
+    me: NodeId,
+    inner: Mutex<Inner>,
+    /// A heartbeat is due at once.
+    pub beat: Notify,
+}
+
+struct Inner {
+    started_at: Moment,
+    heard: BTreeMap<NodeId, (Moment, Word)>,
+    own: OwnPart,
+    leader: Option<NodeId>,
+    state_version: u64,
+    grantor: Grantor,
+    holder: Holder,
+    granted: BTreeMap<NodeId, (Epoch, u64)>,
+    dead_since: Option<Moment>,
+    failovers: Vec<Moment>,
+    last_seen: Option<Epoch>,
+    primary_was_at: Option<(NodeId, Lsn)>,
+    phase: Option<(Epoch, FailoverPhase)>,
+    phase_since: Moment,
+    round_trip: Millis,
+    leader_answers: Option<(NodeId, bool, Moment)>,
+    called_for: Option<NodeId>,
+}
+
+/// What there is to do after a word was heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// Something that decisions depend on changed.
+    pub matters: bool,
+    /// The other knows a newer state.
+    pub newer_state: bool,
+}
+
+impl Council {
+    /// A keeper that starts.
+    pub fn new(me: NodeId) -> Council {
+        let now = clock::now();
+        let inner = Inner {
+            started_at: now,
+            heard: BTreeMap::new(),
+            own: OwnPart::default(),
+            leader: None,
+            state_version: 0,
+            grantor: Grantor::new(now),
+            holder: Holder::default(),
+            granted: BTreeMap::new(),
+            dead_since: None,
+            failovers: Vec::new(),
+            last_seen: None,
+            primary_was_at: None,
+            phase: None,
+            phase_since: now,
+            round_trip: Millis(0),
+            leader_answers: None,
+            called_for: None,
+        };
+        Council { me, inner: Mutex::new(inner), beat: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each change is complete in itself; a panic elsewhere cannot leave it half made.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says how this node is from now on; what changed is told at once.
+    pub fn publish(&self, own: OwnPart) {
+        let changed = {
+            let mut inner = self.lock();
+            let changed = inner.own != own;
+            inner.own = own;
+            changed
+        };
+        if changed {
+            self.beat.notify_one();
+        }
+    }
+
+    /// The promise was raised: from here on nothing older is granted.
+    pub fn promised(&self, epoch: Epoch) {
+        let mut inner = self.lock();
+        inner.own.promised = inner.own.promised.max(epoch);
+    }
+
+    /// Takes in what is known of the state.
+    pub fn note_state(&self, version: u64, state: &ClusterState, now: Moment) {
+        let newer = {
+            let mut inner = self.lock();
+            let newer = version > inner.state_version;
+            if newer {
+                inner.note(version, state, now);
+            }
+            newer
+        };
+        if newer {
+            self.beat.notify_one();
+        }
+    }
+
+    /// How slow the connections to the others are.
+    pub fn note_round_trip(&self, slowest: Millis) {
+        self.lock().round_trip = slowest;
+    }
+
+    /// Whether the leader's server let somebody in a moment ago.
+    pub fn note_answer(&self, leader: NodeId, answers: bool, now: Moment) {
+        self.lock().leader_answers = Some((leader, answers, now));
+    }
+
+    /// Takes in the word of another keeper.
+    pub fn hear(&self, from: NodeId, word: Word, received: Moment) -> News {
+        let mut inner = self.lock();
+        if let Some((epoch, sent_at)) = word.lease {
+            inner.ask_lease(from, epoch, sent_at, received);
+        }
+        if let Some((epoch, sent_at)) = word.granted.get(&self.me) {
+            inner.holder.granted(*epoch, from, Moment(*sent_at));
+        }
+        if inner.leader == Some(from)
+            && let Some(position) = word.position
+        {
+            let before = inner.primary_was_at.filter(|(node, _)| *node == from).map(|(_, at)| at);
+            inner.primary_was_at = Some((from, before.map_or(position, |at| at.max(position))));
+        }
+        let newer_state = word.state_version > inner.state_version;
+        let before = inner.heard.insert(from, (received, word));
+        let word = &inner.heard[&from].1;
+        let matters = before.is_none_or(|(_, before)| {
+            (&before.report, &before.serving, &before.own, &before.follows)
+                != (&word.report, &word.serving, &word.own, &word.follows)
+        });
+        News { matters, newer_state }
+    }
+
+    /// This keeper's word now. `sample` is its own newest, taken at the moment beside it.
+    pub fn word(&self, now: Moment, sample: Option<(&NodeSample, Moment)>) -> Word {
+        let mut inner = self.lock();
+        let lease = inner.own.lease_for.map(|epoch| (epoch, now.0));
+        if let Some((epoch, sent_at)) = lease {
+            inner.ask_lease(self.me, epoch, sent_at, now);
+            if inner.granted.get(&self.me) == Some(&(epoch, sent_at)) {
+                inner.holder.granted(epoch, self.me, now);
+            }
+        }
+        let facts = sample.and_then(|(sample, at)| Some((sample.facts.as_ref()?, at)));
+        let said =
+            inner.leader.filter(|leader| *leader != self.me).map(|leader| (leader, inner.said(leader, facts, now)));
+        Word {
+            report: inner.report(now),
+            serving: inner.own.serving,
+            follows: inner.own.follows,
+            lineage: inner.own.lineage,
+            position: inner.own.serving.and(facts).and_then(|(facts, _)| facts.written),
+            own: inner.own.own.clone(),
+            said,
+            lease,
+            granted: inner.granted.iter().filter(|(to, _)| **to != self.me).map(|(to, it)| (*to, *it)).collect(),
+            state_version: inner.state_version,
+        }
+    }
+
+    /// All that is known of the others, for `cluster::failover::order`.
+    pub fn others(&self, state: &ClusterState, sample: Option<(&NodeSample, Moment)>, now: Moment) -> Others {
+        let mut inner = self.lock();
+        let limit = inner.limit();
+        let mut others = Others { primary_was_at: inner.primary_was_at.map(|(_, at)| at), ..Others::default() };
+        others.reports.insert(self.me, inner.report(now));
+        others.alive.insert(self.me);
+        for (from, (at, word)) in &inner.heard {
+            others.reports.insert(*from, word.report.clone());
+            if now.since(*at) < limit {
+                others.alive.insert(*from);
+                if let Some(serving) = word.serving {
+                    others.serving.insert(*from, serving);
+                }
+            }
+        }
+        let facts = sample.and_then(|(sample, at)| Some((sample.facts.as_ref()?, at)));
+        others.leader_dead = inner.leader_dead(self.me, state, &others.alive, facts, now);
+        others
+    }
+
+    /// Whether this keeper should call an election of the store's leader: `leader` leads the store and does not answer, a
+    /// change of primary waits for a new one, and this is the keeper that goes first. Says so once for each leader.
+    pub fn should_call_election(&self, store_leader: Option<NodeId>, alive: &BTreeSet<NodeId>) -> bool {
+        let Some(gone) = store_leader.filter(|node| !alive.contains(node)) else { return false };
+        let first = alive.first() == Some(&self.me);
+        let mut inner = self.lock();
+        first && inner.called_for.replace(gone) != Some(gone)
+    }
+
+    /// For how long this keeper has seen the attempt in its present phase.
+    pub fn phase_age(&self, now: Moment) -> Millis {
+        now.since(self.lock().phase_since)
+    }
+
+    /// What a keeper that answers said last.
+    pub fn word_of(&self, node: NodeId, now: Moment) -> Option<Word> {
+        let inner = self.lock();
+        let limit = inner.limit();
+        inner.heard.get(&node).filter(|(at, _)| now.since(*at) < limit).map(|(_, word)| word.clone())
+    }
+
+    /// Whether the lease of this epoch is held. A group in which the primary's own keeper is part of every majority
+    /// needs none: nobody can be promoted there without its promise.
+    pub fn holds_lease(&self, state: &ClusterState, epoch: Epoch, now: Moment) -> bool {
+        let count = electors(state).count();
+        if state.members.len() <= 2 || count <= 1 {
+            return true;
+        }
+        match self.lock().holder.verdict(epoch, count, now, &LEASE) {
+            HolderVerdict::Serve { .. } => true,
+            HolderVerdict::Fence => false,
+        }
+    }
+
+    /// Whether this node's server takes writes, as far as its driver knows.
+    pub fn serves(&self) -> bool {
+        let inner = self.lock();
+        inner.leader == Some(self.me) && (inner.own.serving.is_some() || inner.own.own.is_some())
+    }
+
+    /// Whether the server must be killed now: it may acknowledge commits that nobody else holds, and the lease that
+    /// allows it has ended. `patient`: the keeper has only just started, and what its predecessor held is not known.
+    pub fn must_fence(&self, now: Moment) -> bool {
+        let inner = self.lock();
+        let Some((epoch, electors)) = inner.own.guarded else { return false };
+        let patient = now.since(inner.started_at) < LEASE.term;
+        !patient && inner.holder.verdict(epoch, electors, now, &LEASE) == HolderVerdict::Fence
+    }
+
+    /// Whether this keeper has only just started and may have held a lease before.
+    pub fn just_started(&self, now: Moment) -> bool {
+        now.since(self.lock().started_at) < LEASE.term
+    }
+
+    /// Something is going on, or the leader is quieter than it should be: look more often.
+    pub fn restless(&self, now: Moment) -> bool {
+        let inner = self.lock();
+        let quiet = inner
+            .leader
+            .filter(|leader| *leader != self.me)
+            .is_some_and(|leader| inner.silence(leader, now).0 > model::limits::HEARTBEAT_INTERVAL.0 * 3);
+        quiet || inner.phase.is_some() || inner.dead_since.is_some()
+    }
+
+    /// The leader, if its keeper has been quiet for longer than a few heartbeats: its server should be asked.
+    pub fn quiet_leader(&self, now: Moment) -> Option<NodeId> {
+        let inner = self.lock();
+        let leader = inner.leader.filter(|leader| *leader != self.me)?;
+        (inner.silence(leader, now).0 > model::limits::HEARTBEAT_INTERVAL.0 * 3).then_some(leader)
+    }
+}
+
+impl Inner {
+    fn note(&mut self, version: u64, state: &ClusterState, now: Moment) {
+        self.state_version = version;
+        let phase = state.failover.as_ref().map(|it| (it.epoch, it.phase));
+        if self.phase != phase {
+            self.phase = phase;
+            self.phase_since = now;
+        }
+        let leader = procedure::leader_of(state);
+        if self.leader != Some(leader) {
+            self.leader = Some(leader);
+            self.called_for = None;
+            self.dead_since = None;
+        }
+        if self.primary_was_at.is_some_and(|(node, _)| node != state.rule.primary) {
+            self.primary_was_at = None;
+        }
+        // What happened before this keeper started is not counted: it knows no moment of its own for it.
+        let newest = state.failovers.last().map_or(Epoch(0), |it| it.epoch);
+        let known = *self.last_seen.get_or_insert(newest);
+        let news = state.failovers.iter().filter(|it| it.epoch > known);
+        let done = news.filter(|it| it.phase == FailoverPhase::Done && it.kind == FailoverKind::Automatic).count();
+        self.failovers.extend(std::iter::repeat_n(now, done));
+        self.failovers.retain(|at| now.since(*at) < budget::WINDOW);
+        self.last_seen = Some(newest.max(known));
+        self.heard.retain(|node, _| state.members.contains_key(node));
+        self.granted.retain(|node, _| state.members.contains_key(node));
+    }
+
+    fn ask_lease(&mut self, holder: NodeId, epoch: Epoch, sent_at: u64, now: Moment) {
+        if self.grantor.may_grant(holder, epoch, self.own.promised, now, &LEASE).is_ok() {
+            self.grantor.grant(holder, epoch, now);
+            self.granted.insert(holder, (epoch, sent_at));
+        }
+    }
+
+    fn report(&self, now: Moment) -> Report {
+        let lapsed = self.grantor.lapsed(self.own.promised, now, &LEASE);
+        Report { epoch: self.own.promised, recruited: self.own.recruited, lapsed }
+    }
+
+    fn limit(&self) -> Millis {
+        detect::silence_limit(self.round_trip)
+    }
+
+    fn silence(&self, node: NodeId, now: Moment) -> Millis {
+        now.since(self.heard.get(&node).map_or(self.started_at, |(at, _)| *at))
+    }
+
+    fn said(&self, leader: NodeId, facts: Option<(&ServerFacts, Moment)>, now: Moment) -> Said {
+        let follows = self.own.follows.is_some_and(|(node, _)| node == leader);
+        let replica = facts.filter(|(facts, _)| facts.in_recovery && follows);
+        let stream = replica.map(|(facts, taken_at)| self.stream(leader, facts, taken_at, now));
+        Said { silent: self.silence(leader, now), stream }
+    }
+
+    fn stream(&self, leader: NodeId, facts: &ServerFacts, taken_at: Moment, now: Moment) -> Stream {
+        let Some(receiver) = facts.receiver.as_ref().filter(|receiver| receiver.status == "streaming") else {
+            return Stream::Lost;
+        };
+        let quiet = receiver.last_message_age_ms.unwrap_or(u64::MAX).saturating_add(now.since(taken_at).0);
+        if quiet < self.limit().0 {
+            return Stream::Moving;
+        }
+        let answers = self.leader_answers.filter(|(node, _, at)| *node == leader && now.since(*at) < self.limit());
+        Stream::Quiet { answers: answers.map(|(_, answers, _)| answers) }
+    }
+
+    fn leader_dead(
+        &mut self,
+        me: NodeId,
+        state: &ClusterState,
+        alive: &BTreeSet<NodeId>,
+        facts: Option<(&ServerFacts, Moment)>,
+        now: Moment,
+    ) -> Option<String> {
+        let leader = procedure::leader_of(state);
+        if leader == me {
+            self.dead_since = None;
+            return None;
+        }
+        let mine = self.said(leader, facts, now);
+        let others = self.heard.iter().filter(|(from, _)| **from != leader && alive.contains(from));
+        let others = others.filter_map(|(from, (at, word))| {
+            let (about, said) = word.said?;
+            let silent = Millis(said.silent.0 + now.since(*at).0);
+            (about == leader).then_some((*from, Said { silent, stream: said.stream }))
+        });
+        let word = self.heard.get(&leader).filter(|(at, _)| now.since(*at) < self.limit());
+        let evidence = Evidence {
+            members: electors(state).count(),
+            limit: self.limit(),
+            said: others.chain([(me, mine)]).collect(),
+            own_word: word.and_then(|(_, word)| word.own.clone()),
+        };
+        match detect::verdict(&evidence) {
+            detect::Verdict::Dead { because } => {
+                let since = *self.dead_since.get_or_insert(now);
+                (now.since(since) >= budget::wait(&self.failovers, now)).then_some(because)
+            }
+            detect::Verdict::Alive | detect::Verdict::Suspect { .. } => {
+                self.dead_since = None;
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The steps of a change of primary that any keeper may write into consensus.
+
+use super::Council;
+use crate::clock;
+use crate::store::Store;
+use cluster::failover::order::Action;
+use cluster::failover::procedure;
+use model::failover::FailoverKind;
+use model::{ClusterState, NodeId, Trouble};
+use std::collections::BTreeSet;
+
+/// Where the store's leader went together with the primary, has another elected before the claim is written.
+pub(crate) async fn hasten(store: &Store, council: &Council, action: &Action, alive: &BTreeSet<NodeId>) {
+    if matches!(action, Action::Claim { .. }) && council.should_call_election(store.view().leader, alive) {
+        tracing::info!("calling an election of the store's leader");
+        store.consensus().call_election().await;
+    }
+}
+
+/// Writes a shared step, unless the state moves on meanwhile: then there is something newer to decide. A step given up
+/// halfway may still be written; each refuses a state that it was not meant for.
+pub(crate) async fn write(store: &Store, version: u64, action: &Action) -> Result<(), Trouble> {
+    let mut states = store.changes();
+    let newer = states.wait_for(|state| state.as_ref().is_some_and(|state| state.version > version));
+    failpoint::pass("failover.writing");
+    let written = store.update(|state| Ok((next_state(state, action), ())));
+    tokio::select! {
+        written = written => written?,
+        _ = newer => {}
+    }
+    failpoint::pass("failover.written");
+    Ok(())
+}
+
+/// Whether this is such a step.
+pub(crate) fn is_shared(action: &Action) -> bool {
+    match action {
+        Action::Claim { .. }
+        | Action::Drained(_)
+        | Action::Unplan(_)
+        | Action::Choose(..)
+        | Action::Settle { .. }
+        | Action::Undo { .. } => true,
+        Action::Promise(_)
+        | Action::Detach
+        | Action::Stop { .. }
+        | Action::StartDetached
+        | Action::StartPrimary
+        | Action::SetSynchronous { .. }
+        | Action::Promote(_)
+        | Action::WriteRow(_)
+        | Action::Attach { .. }
+        | Action::Rewind { .. }
+        | Action::Rebuild { .. }
+        | Action::Recover => false,
+    }
+}
+
+fn next_state(state: &ClusterState, action: &Action) -> Option<ClusterState> {
+    let now = clock::wall();
+    match action {
+        Action::Claim { after, because } => {
+            procedure::claim(state, *after, FailoverKind::Automatic, because, cluster::history::STEMMA, now)
+        }
+        Action::Drained(epoch) => procedure::drained(state, *epoch, now),
+        Action::Unplan(epoch) => procedure::unplan(state, *epoch, now),
+        Action::Choose(epoch, choice) => procedure::choose(state, *epoch, choice, now),
+        Action::Settle { epoch, rule, timeline } => procedure::settle(state, *epoch, rule, *timeline, now),
+        Action::Undo { epoch, because } => procedure::undo(state, *epoch, because, now),
+        Action::Promise(_)
+        | Action::Detach
+        | Action::Stop { .. }
+        | Action::StartDetached
+        | Action::StartPrimary
+        | Action::SetSynchronous { .. }
+        | Action::Promote(_)
+        | Action::WriteRow(_)
+        | Action::Attach { .. }
+        | Action::Rewind { .. }
+        | Action::Rebuild { .. }
+        | Action::Recover => None,
+    }
+}

@@ -1,0 +1,244 @@
+//! What a session did and saw, and how the primary's position is asked for by many sessions at once (5.3, 5.4).
+
+use super::{Health, Level, Replica, Requirement};
+use crate::token::{BadToken, Lineage, Point};
+use model::{Epoch, Millis, Moment, NodeId};
+
+/// Number of an acknowledgement by the primary, counted by one worker. A position asked for later lies behind everything
+/// with a smaller or equal number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ack(pub u64);
+
+/// Group sampling: at most one question for the primary's position is on its way per worker, and its answer serves every
+/// session that was acknowledged before it was sent.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    epoch: Epoch,
+    acked: Ack,
+    /// The newest acknowledgement that the question on its way covers.
+    asked: Option<Ack>,
+    /// Whether somebody needs more than that question covers.
+    again: bool,
+    answered: Option<(Ack, Point)>,
+}
+
+/// What a session that needs a position has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Send `SELECT pg_current_wal_insert_lsn()` now, and wait.
+    Send,
+    /// A question is on its way; wait for [`Sampler::heard`].
+    Wait,
+}
+
+impl Sampler {
+    /// For the primary of `epoch`.
+    pub fn new(epoch: Epoch) -> Sampler {
+        Sampler { epoch, acked: Ack(0), asked: None, again: false, answered: None }
+    }
+
+    /// The primary answered something to a session of this worker: the number that stands for it.
+    pub fn acknowledged(&mut self) -> Ack {
+        self.acked.0 += 1;
+        self.acked
+    }
+
+    /// A session needs a position behind `ack`, and [`Sampler::position`] knows none.
+    pub fn ask(&mut self, ack: Ack) -> Ask {
+        match self.asked {
+            Some(covered) => {
+                self.again |= ack > covered;
+                Ask::Wait
+            }
+            None => {
+                self.asked = Some(self.acked);
+                Ask::Send
+            }
+        }
+    }
+
+    /// The answer came, already rounded ([`crate::token::rounded`]). `true` if another question is to be sent at once.
+    pub fn heard(&mut self, point: Point) -> bool {
+        // An answer of an earlier primacy answers nothing.
+        let Some(covered) = self.asked.take() else { return false };
+        self.answered = Some((covered, point));
+        let again = std::mem::take(&mut self.again);
+        if again {
+            self.asked = Some(self.acked);
+        }
+        again
+    }
+
+    /// The question failed; whoever waits has to ask again or go to the primary.
+    pub fn failed(&mut self) {
+        self.asked = None;
+        self.again = false;
+    }
+
+    /// Another primary took over. What is on its way is of no use.
+    pub fn restart(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+        self.failed();
+        self.answered = None;
+    }
+
+    /// A position behind everything up to `ack`.
+    pub fn position(&self, ack: Ack) -> Option<Point> {
+        self.answered.filter(|(covered, _)| *covered >= ack).map(|(_, point)| point)
+    }
+
+    /// Of the primary that is being asked.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+}
+
+/// What the next read of a session needs before a node can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A replica that satisfies this, or the primary.
+    Replica(Requirement),
+    /// The primary only.
+    Primary(OnPrimary),
+    /// First a position of the primary behind this acknowledgement: [`Sampler::ask`]. Or the primary itself.
+    Position(Ack),
+}
+
+/// Why only the primary will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnPrimary {
+    /// The level is `strong`.
+    Strong,
+    /// The session wrote, and the primary changed before the position of the write was known (K-4): whether the write
+    /// survived cannot be told. To be counted.
+    Unsampled,
+}
+
+/// A read on a replica whose end is not yet known to lie behind a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sighting {
+    node: NodeId,
+    incarnation: u64,
+    finished: Moment,
+}
+
+/// What a session must keep seeing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    floor: Option<Point>,
+    /// The last thing the primary did for it whose position is unknown, and under which epoch.
+    dirty: Option<(Epoch, Ack)>,
+    sighting: Option<Sighting>,
+    last: Option<NodeId>,
+}
+
+impl Memory {
+    /// The primary ran a statement for it. Reads count too: what was seen there must not be unseen on a replica.
+    pub fn on_primary(&mut self, sampler: &mut Sampler) {
+        self.dirty = Some((sampler.epoch(), sampler.acknowledged()));
+        // The primary holds all that any replica of this lineage has shown.
+        self.sighting = None;
+    }
+
+    /// The same where the position came with the answer (piggy-backed sampling).
+    pub fn on_primary_at(&mut self, point: Point) {
+        self.raise(point);
+        self.dirty = None;
+        self.sighting = None;
+    }
+
+    /// A replica ended a read for it at `finished`.
+    pub fn on_replica(&mut self, replica: &Replica, level: Level, finished: Moment) {
+        match level {
+            // Nothing is promised for what such reads have seen.
+            Level::Eventual => {}
+            Level::Strong | Level::Session | Level::Bounded(_) => {
+                self.sighting = Some(Sighting { node: replica.node, incarnation: replica.incarnation, finished });
+            }
+        }
+        self.last = Some(replica.node);
+    }
+
+    /// A token came in: from the application, another process, another router.
+    pub fn import(&mut self, point: Point) {
+        self.raise(point);
+    }
+
+    fn raise(&mut self, point: Point) {
+        self.floor = Some(self.floor.map_or(point, |floor| floor.merge(point)));
+    }
+
+    /// What the next read at `level` needs. `replicas` are asked for the positions of those it has read from.
+    pub fn need(&mut self, level: Level, sampler: &Sampler, replicas: &[Replica], now: Moment) -> Need {
+        self.resolve(sampler, replicas);
+        match level {
+            Level::Strong => Need::Primary(OnPrimary::Strong),
+            Level::Eventual => Need::Replica(Requirement { prefer: self.last, ..Requirement::none(now) }),
+            Level::Bounded(bound) => {
+                Need::Replica(Requirement { staleness_max: Some(bound), prefer: self.last, ..Requirement::none(now) })
+            }
+            Level::Session => self.session_need(sampler, now),
+        }
+    }
+
+    fn session_need(&mut self, sampler: &Sampler, now: Moment) -> Need {
+        if let Some((epoch, ack)) = self.dirty {
+            if epoch == sampler.epoch() {
+                return Need::Position(ack);
+            }
+            return Need::Primary(OnPrimary::Unsampled);
+        }
+        let only = self.sighting.map(|sighting| (sighting.node, sighting.incarnation));
+        Need::Replica(Requirement { floor: self.floor, only, prefer: self.last, ..Requirement::none(now) })
+    }
+
+    /// Turns what is now known of positions into the floor.
+    fn resolve(&mut self, sampler: &Sampler, replicas: &[Replica]) {
+        if let Some((epoch, ack)) = self.dirty
+            && epoch == sampler.epoch()
+            && let Some(point) = sampler.position(ack)
+        {
+            self.raise(point);
+            self.dirty = None;
+        }
+        let Some(sighting) = self.sighting else { return };
+        let bounds = |replica: &&Replica| {
+            let same = replica.node == sighting.node && replica.incarnation == sighting.incarnation;
+            same && replica.health == Health::Up && replica.position_taken_after >= sighting.finished
+        };
+        // A position taken after the read lies behind everything the read can have seen (K-8).
+        if let Some(replica) = replicas.iter().find(bounds) {
+            self.raise(replica.position);
+            self.sighting = None;
+        }
+    }
+
+    /// The point to give out as a token; `None` while something is not sampled, or if nothing was read or written yet.
+    pub fn export(&mut self, sampler: &Sampler, replicas: &[Replica]) -> Option<Point> {
+        self.resolve(sampler, replicas);
+        if self.dirty.is_some() || self.sighting.is_some() { None } else { self.floor }
+    }
+
+    /// The primary changed: the floor is followed to the new timeline, or found to be lost (K-10).
+    pub fn on_lineage(&mut self, lineage: &Lineage) -> Result<(), BadToken> {
+        if let Some(floor) = self.floor {
+            self.floor = Some(lineage.follow(floor)?);
+        }
+        Ok(())
+    }
+
+    /// Forgets what was lost, where the policy accepts it.
+    pub fn accept_loss(&mut self) {
+        self.floor = None;
+    }
+
+    /// Whether the primary did something for it whose position is unknown.
+    pub fn is_dirty(&self) -> bool {
+        self.dirty.is_some()
+    }
+}
+
+/// How long a read may wait in the router for a replica to catch up before it goes to the primary (K-6).
+pub fn wait_budget(configured: Option<Millis>, primary_round_trip: Millis) -> Millis {
+    configured.unwrap_or(Millis(20.min(primary_round_trip.0.saturating_mul(2).max(1))))
+}
