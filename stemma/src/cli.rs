@@ -189,6 +189,11 @@ pub enum Command {
         #[arg(long, hide = true)]
         new_session: bool,
     },
+    /// Run a router on its own, for the cluster whose nodes its file (--config) names
+    #[command(
+        after_help = "The file:\n  nodes = [\"http://db1:8008\", \"http://db2:8008\"]\n  [router]\n  listen = \"0.0.0.0:6432\"\n  users_file = \"/etc/stemma/users.txt\"\nThe keys of [router] are in docs/configuration.md; it may also stand in a node file, then `stemma run` runs the router."
+    )]
+    Router,
     /// Asks a server on behalf of `stemma init --adopt`
     #[command(hide = true)]
     AdoptSession,

@@ -57,6 +57,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Init(args) => local::init(&context, args).await,
         Command::Join(args) => local::join(&context, args).await,
         Command::Run { .. } => local::run(&context).await,
+        Command::Router => crate::front::alone(context.global.config.as_deref()).await.map(|()| 0),
         Command::AdoptSession => daemon::adopt_session().await.map(|()| 0),
         Command::Sandbox(command) => sandbox::run(&context, command).await,
         Command::Demo(args) => demo::run(&context, args).await,
