@@ -2,12 +2,13 @@
 
 mod certificates;
 mod group;
+mod planned;
 mod service;
 
 use crate::clock;
 use crate::driver::{Driver, Parts};
 use crate::enrol::{self, Bootstrap};
-use crate::failover::{Council, probe};
+use crate::failover::{Council, fence, health, probe};
 use crate::files;
 use crate::identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
 use crate::local::{Local, Phase};
@@ -216,6 +217,7 @@ impl Keeper {
             self.local.set_phase(Phase::NoServer);
         }
         self.tasks.spawn(sampler.run(self.stop.clone()));
+        self.tasks.spawn(planned::keep_plans(self.clone(), spec.clone()));
         match spec.zip(self.config.postgresql.clone()) {
             Some((spec, node)) => self.drive(spec, node).await,
             None => service::be_witness(&self).await,
@@ -223,6 +225,9 @@ impl Keeper {
     }
 
     async fn drive(self: &Arc<Self>, spec: ServerSpec, node: crate::node_config::PostgresqlNode) {
+        let (council, local) = (self.council.clone(), self.local.clone());
+        fence::start(council.clone(), local.clone(), spec.clone(), self.stop.clone());
+        self.tasks.spawn(health::run(council, local, spec.clone(), self.stop.clone()));
         if let Err(trouble) = enrol::write_credentials_of(&self.config, &self.store) {
             tracing::warn!(%trouble, "credentials file not written");
         }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,15 +77,19 @@ impl std::fmt::Debug for ServerTls {
     }
 }
 
-/// Certificate and key that clients see.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// TLS towards clients.
+#[derive(Clone)]
 pub struct ClientTls {
-    /// Chain, PEM.
-    pub certificate: PathBuf,
-    /// Key, PEM.
-    pub key: PathBuf,
+    /// What they meet.
+    pub config: Arc<rustls::ServerConfig>,
     /// Whether clients without TLS are turned away.
     pub require: bool,
+}
+
+impl std::fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClientTls {{ require: {} }}", self.require)
+    }
 }
 
 /// A router.

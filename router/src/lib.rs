@@ -18,7 +18,9 @@ pub mod scram;
 pub mod server;
 pub mod session;
 pub mod settings;
+pub mod state;
 pub mod stream;
+pub mod tls;
 pub mod topology;
 pub mod worker;
 
@@ -128,6 +130,15 @@ impl Router {
             listeners.into_iter().map(|listener| tokio::spawn(accept(listener, global.clone()))).collect();
         acceptors.push(tokio::spawn(pass_on(topology, global.clone())));
         Ok(Router { global, addresses, acceptors, threads })
+    }
+
+    /// Takes another configuration. Listeners and threads stay as they are; clients that are in stay in.
+    pub fn reload(&self, config: Config) {
+        let pool_size = config.pool_size;
+        self.global.config.store(Arc::new(config));
+        for pool in self.global.all_pools() {
+            pool.set_limit(pool_size);
+        }
     }
 
     /// Where it listens.

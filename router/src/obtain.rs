@@ -3,9 +3,11 @@
 use crate::pool::{Grant, Pool, Slot};
 use crate::refusal::Refusal;
 use crate::server::{self, ConnectError, Server};
+use crate::settings::Settings;
 use crate::stream::Stream;
 use crate::worker::Worker;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 
@@ -96,6 +98,45 @@ impl Drop for Place<'_> {
 async fn connect(worker: &Rc<Worker>, slot: Slot, user: &str) -> Result<Server, Failure> {
     let config = worker.config();
     server::connect(slot, &config, worker.proof(user)).await.map_err(Failure::Server)
+}
+
+/// Makes a server fit for another client after one that left it in whatever state, and gives it back; closes it where
+/// that does not work at once.
+pub async fn clean(worker: &Rc<Worker>, mut server: Server, left: Left) {
+    // In the middle of something: an answer would have to be waited for that nobody wants.
+    if !left.quiet || !server.inbox.is_empty() || !server.outbox.is_empty() {
+        return;
+    }
+    let limit = worker.config().connect_timeout;
+    let cleaned = tokio::time::timeout(limit, async {
+        if left.in_transaction {
+            server::ask(&mut server, "ROLLBACK").await?;
+        }
+        if left.discard {
+            server::ask(&mut server, "DISCARD ALL").await?;
+        }
+        Ok::<_, ConnectError>(())
+    });
+    if let Ok(Ok(())) = cleaned.await {
+        server.settings = left.settings;
+        if left.discard {
+            server.statements.clear();
+            server.settings = Default::default();
+        }
+        worker.put_back(server);
+    }
+}
+
+/// How a client left its server.
+pub struct Left {
+    /// Nothing is due from it.
+    pub quiet: bool,
+    /// A transaction is open.
+    pub in_transaction: bool,
+    /// It holds things that must not reach another client.
+    pub discard: bool,
+    /// The settings it has once the transaction is rolled back.
+    pub settings: Arc<Settings>,
 }
 
 /// Ends when the client has closed its side. Bytes it sends meanwhile stay where they are.

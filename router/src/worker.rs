@@ -10,6 +10,7 @@ use crate::prepared::Interner;
 use crate::scram::Proof;
 use crate::session::ClientEntry;
 use crate::topology::{NodeAddr, Topology};
+use routing::Catalog;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -21,6 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 const READ_BYTES: usize = 128 << 10;
 /// How often idle connections are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// A catalogue is read again at this age, in case that something changed it without passing here.
+const CATALOG_AGE_MAX: Duration = Duration::from_secs(300);
 /// Bits of a client's number within its worker.
 const CLIENT_BITS: u32 = 22;
 
@@ -92,6 +95,42 @@ pub struct Worker {
     topology: RefCell<Arc<Topology>>,
     generation: Cell<u64>,
     proofs: RefCell<HashMap<String, Proof>>,
+    catalogs: RefCell<HashMap<String, Rc<CatalogEntry>>>,
+}
+
+/// What is known of one database, with a number that changes with it.
+pub struct CatalogEntry {
+    known: RefCell<Rc<(Catalog, u64)>>,
+    /// When it was read; never, or expired, where absent.
+    read: Cell<Option<Instant>>,
+}
+
+impl CatalogEntry {
+    /// The catalogue as known now.
+    pub fn get(&self) -> Rc<(Catalog, u64)> {
+        self.known.borrow().clone()
+    }
+
+    /// It may be out of date: it is read again soon.
+    pub fn expire(&self) {
+        self.read.set(None);
+    }
+
+    /// Whether it should be read.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.read.get().is_none_or(|read| now.duration_since(read) > CATALOG_AGE_MAX)
+    }
+
+    /// Notes that it is being read, or was.
+    pub fn mark_read(&self, now: Instant) {
+        self.read.set(Some(now));
+    }
+
+    /// A newer catalogue.
+    pub fn put(&self, catalog: Catalog) {
+        let generation = self.get().1 + 1;
+        *self.known.borrow_mut() = Rc::new((catalog, generation));
+    }
 }
 
 impl Worker {
@@ -113,6 +152,7 @@ impl Worker {
             topology: RefCell::new(topology),
             generation: Cell::new(1),
             proofs: RefCell::default(),
+            catalogs: RefCell::default(),
         })
     }
 
@@ -133,8 +173,9 @@ impl Worker {
 
     /// This worker's part of a pool.
     pub fn pool(&self, key: &PoolKey) -> Rc<Pool> {
-        if let Some(pool) = self.pools.borrow().get(key).filter(|pool| !pool.is_retired()) {
-            return pool.clone();
+        let known = self.pools.borrow().get(key).filter(|pool| !pool.is_retired()).cloned();
+        if let Some(pool) = known {
+            return pool;
         }
         let pool = Rc::new(Pool::new(self.global.shared_pool(key), self.index));
         self.pools.borrow_mut().insert(key.clone(), pool.clone());
@@ -152,6 +193,24 @@ impl Worker {
             purpose: Purpose::Write(topology.epoch),
         };
         Some(self.pool(&key))
+    }
+
+    /// What is known of a database.
+    pub fn catalog(&self, database: &str) -> Rc<CatalogEntry> {
+        let mut catalogs = self.catalogs.borrow_mut();
+        if let Some(known) = catalogs.get(database) {
+            return known.clone();
+        }
+        let cold = CatalogEntry { known: RefCell::new(Rc::new((Catalog::cold(), 1))), read: Cell::new(None) };
+        let entry = Rc::new(cold);
+        catalogs.insert(database.to_owned(), entry.clone());
+        entry
+    }
+
+    /// Gives a server back to the pool that it came from.
+    pub fn put_back(&self, server: crate::server::Server) {
+        let pool = self.pool(&server.slot.pool().key.clone());
+        pool.put(server, &self.config(), Instant::now());
     }
 
     /// How to log in to servers as `user`.
@@ -207,8 +266,7 @@ impl Worker {
         match unwanted {
             Some(Grant::Server(parked)) => {
                 if let Ok(server) = parked.unpark() {
-                    let pool = self.pool(&server.slot.pool().key.clone());
-                    pool.put(server, &self.config(), Instant::now());
+                    self.put_back(server);
                 }
             }
             Some(Grant::Connect(slot)) => drop(slot),

@@ -1,7 +1,7 @@
 //! Measures changes of primary on real servers: the longest write gap that four clients see, and what they lost.
 //!
 //! `failover_bench FAULT RUNS` prints one line for each run and a last one with median, maximum and losses. FAULT is
-//! `crash` (kill -9 of all processes of the primary's server), `host` (server and keeper), `switchover`, `isolate` (the
+//! `crash` (kill -9 of all processes of the primary's server), `host` (server and keeper), `freeze` and `freeze-host` (SIGSTOP), `switchover`, `isolate` (the
 //! primary's network namespace is cut off) or `async-host`. `STEMMA_BIN` names the program, as for the tests.
 
 use e2e::net::{Sandbox, Wired, wait_for};
@@ -127,6 +127,8 @@ fn inject(fault: &str, place: &Place, primary: &str, names: &[&str]) {
         ("crash", Place::Here(sandbox)) => sandbox.act(&["crash", primary, "--what", "postgres"]),
         ("host" | "async-host", Place::Here(sandbox)) => sandbox.act(&["crash", primary, "--what", "host"]),
         ("isolate", Place::Apart(wired)) => wired.cut(primary),
+        ("freeze", Place::Here(sandbox)) => sandbox.act(&["freeze", primary, "--what", "postgres"]),
+        ("freeze-host", Place::Here(sandbox)) => sandbox.act(&["freeze", primary, "--what", "host"]),
         ("switchover", place) => {
             let to = names.iter().find(|name| **name != primary).expect("another node");
             let said = place.stemma(&["switchover", "--to", to, "--yes"]);
@@ -140,6 +142,8 @@ fn mend(fault: &str, place: &Place, primary: &str) {
     match (fault, place) {
         ("host" | "async-host", Place::Here(sandbox)) => sandbox.act(&["restart", primary]),
         ("isolate", Place::Apart(wired)) => wired.heal(primary),
+        ("freeze", Place::Here(sandbox)) => sandbox.act(&["thaw", primary, "--what", "postgres"]),
+        ("freeze-host", Place::Here(sandbox)) => sandbox.act(&["thaw", primary, "--what", "host"]),
         _ => {}
     }
 }

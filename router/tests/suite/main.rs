@@ -1,0 +1,7 @@
+//! The router before real servers.
+
+mod harness;
+mod losses;
+mod pooling;
+mod protocol;
+mod security;
