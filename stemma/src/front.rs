@@ -32,6 +32,7 @@ pub fn topology(status: &ClusterStatus) -> Topology {
             Role::Replica => {
                 let lag = node.lag.as_ref();
                 found.replicas.push(Replica {
+                    id: node.id,
                     name,
                     addr,
                     usage: match node.kind {
@@ -42,6 +43,9 @@ pub fn topology(status: &ClusterStatus) -> Topology {
                     site: Some(node.site.clone()),
                     healthy: node.healthy,
                     replayed: node.replayed,
+                    timeline: node.timeline,
+                    position_age: node.sample_age_ms.map(Millis),
+                    incarnation: node.started_at.map_or(0, |started| started.0.unsigned_abs()),
                     lag_bytes: lag.and_then(|lag| lag.apply_bytes).map(LagBytes),
                     lag: lag.and_then(|lag| lag.seconds).map(|seconds| Millis((seconds * 1000.0) as u64)),
                 });
@@ -79,11 +83,11 @@ pub async fn beside(keeper: &Arc<Keeper>, section: &Section) -> Result<Router, T
 fn publish(sender: &watch::Sender<Topology>, news: Topology) {
     sender.send_if_modified(|known| {
         // A view of an earlier primacy is a late one.
-        let modified = news.epoch >= known.epoch && *known != news;
-        if modified {
+        let timely = news.epoch >= known.epoch;
+        if timely {
             *known = news;
         }
-        modified
+        timely
     });
 }
 

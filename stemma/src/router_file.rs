@@ -45,6 +45,16 @@ pub const KEYS: &[KeyDoc] = &[
     key("router.tls_key", "none", "Its key."),
     key("router.tls_required", "`false`", "Whether clients without TLS are turned away."),
     key("router.server_ca", "none", "CA of the servers' certificates; with it every connection to a server is TLS."),
+    key(
+        "router.split",
+        "`false`",
+        "Whether statements that only read may go to replicas. Needs `pool_mode = \"transaction\"`.",
+    ),
+    key(
+        "router.consistency",
+        "`\"session\"`",
+        "What a read on a replica must see: `\"session\"` (what its session wrote and saw), `\"eventual\"`, or `\"strong\"` (always the primary).",
+    ),
     key("router.admins", "none", "List of users who may use the console (`psql -d stemma`)."),
 ];
 
@@ -77,6 +87,9 @@ pub struct Section {
     #[serde(default)]
     tls_required: bool,
     server_ca: Option<PathBuf>,
+    #[serde(default)]
+    split: bool,
+    consistency: Option<String>,
     #[serde(default)]
     admins: Vec<String>,
 }
@@ -159,9 +172,21 @@ impl Section {
                 Some(ca) => ServerTls::Require(router::tls::for_servers(ca)?),
                 None => ServerTls::Off,
             },
+            split: self.split,
+            consistency: self.consistency()?,
             admins: self.admins.clone(),
             ..defaults
         })
+    }
+
+    fn consistency(&self) -> Result<routing::Level, Trouble> {
+        let hint = "write \"session\", \"eventual\" or \"strong\"";
+        let Some(text) = &self.consistency else { return Ok(routing::Level::Session) };
+        match text.parse() {
+            Ok(level @ (routing::Level::Session | routing::Level::Eventual | routing::Level::Strong)) => Ok(level),
+            // The measure of staleness needs positions of the primary as time goes by, which nobody supplies yet.
+            Ok(routing::Level::Bounded(_)) | Err(_) => Err(refused("consistency", text, hint)),
+        }
     }
 
     fn auth(&self) -> Result<ClientAuth, Trouble> {
