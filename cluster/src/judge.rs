@@ -6,6 +6,7 @@
 mod durability;
 mod link;
 mod node;
+mod primacy;
 mod problems;
 mod unknown;
 mod words;
@@ -165,6 +166,9 @@ impl Judge {
             consensus: consensus.clone(),
             settings_version: state.settings_version,
             operation: operation(state),
+            paused: primacy::paused(&scene),
+            planned_switchover: primacy::planned(state),
+            failover: primacy::in_progress(state),
         }
     }
 

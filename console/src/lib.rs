@@ -6,6 +6,7 @@
 pub mod health;
 pub mod metrics;
 mod patroni;
+mod primacy;
 pub mod problem;
 mod replication;
 mod request;

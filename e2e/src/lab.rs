@@ -288,7 +288,12 @@ impl Lab {
             Outcome::Either => {}
         }
         let lost = self.oracle.lost();
-        assert!(lost.is_empty(), "{fault:?}: acknowledged and lost: {} rows, {:?} ...", lost.len(), &lost[..lost.len().min(5)]);
+        assert!(
+            lost.is_empty(),
+            "{fault:?}: acknowledged and lost: {} rows, {:?} ...",
+            lost.len(),
+            &lost[..lost.len().min(5)]
+        );
         assert_eq!(self.writable(), [to], "{fault:?}: who takes writes");
         self.wait_writes("clients that write in the end");
     }

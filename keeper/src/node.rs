@@ -2,6 +2,7 @@
 
 mod certificates;
 mod group;
+mod planned;
 mod service;
 
 use crate::clock;
@@ -216,6 +217,7 @@ impl Keeper {
             self.local.set_phase(Phase::NoServer);
         }
         self.tasks.spawn(sampler.run(self.stop.clone()));
+        self.tasks.spawn(planned::keep_plans(self.clone(), spec.clone()));
         match spec.zip(self.config.postgresql.clone()) {
             Some((spec, node)) => self.drive(spec, node).await,
             None => service::be_witness(&self).await,

@@ -16,8 +16,8 @@ use super::candidate::{self, Choice, choose};
 use super::recruit::{self, Report};
 use super::rejoin::{self, Rejoin};
 use super::{
-    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, Policy, SWITCHOVER_PHASE_MAX, UNDO_AFTER, WINNER_STALLED_AFTER,
-    procedure,
+    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, FORCED_PHASE_MAX, Policy, SWITCHOVER_PHASE_MAX, UNDO_AFTER,
+    WINNER_STALLED_AFTER, procedure,
 };
 use crate::sync::ServerSync;
 use model::failover::{Failover, FailoverKind, FailoverPhase, Recruited};
@@ -318,6 +318,17 @@ fn chosen(view: &View<'_>, failover: &Failover) -> Option<Action> {
 
 /// The old primary's keeper has its primary confirmed if nobody could be chosen; it knows its server at first hand.
 fn confirm(view: &View<'_>, failover: &Failover) -> Option<Action> {
+    // Nobody may be left whose keeper could say this: the old primary's state is as it was in any case, and its data
+    // holds all that was acknowledged.
+    if matches!(failover.kind, FailoverKind::Forced { .. })
+        && failover.unsettled.is_empty()
+        && view.phase_age >= FORCED_PHASE_MAX
+    {
+        return Some(Action::Undo {
+            epoch: failover.epoch,
+            because: "no node could take over within the accepted loss",
+        });
+    }
     if view.me != view.state.rule.primary || !failover.unsettled.is_empty() {
         return None;
     }
@@ -393,9 +404,8 @@ fn claim(view: &View<'_>, because: String) -> Option<Action> {
             && recruit::binding_next(state).any(|rule| rule.voters.contains(&member.id) || rule.primary == member.id)
             && candidate::fitness(state, &kind, member, view.policy).is_ok()
     });
-    let allowed = view.policy.automatic && state.paused.is_none();
     let possible = anybody && recruit::reachable(state, &view.others.alive);
-    (allowed && possible).then(|| Action::Claim { after: procedure::epoch_of(state), because })
+    (view.policy.automatic && possible).then(|| Action::Claim { after: procedure::epoch_of(state), because })
 }
 
 fn win(view: &View<'_>, failover: &Failover, rule: &Rule) -> Option<Action> {

@@ -73,7 +73,10 @@ fn summary(accounts: &[Account]) {
     for account in accounts {
         kinds.entry(format!("{:?}", account.fault)).or_default().push(account);
     }
-    println!("{:<22} {:>5} {:>6} {:>12} {:>9} {:>12}", "fault", "times", "moved", "gap, median", "maximum", "whole after");
+    println!(
+        "{:<22} {:>5} {:>6} {:>12} {:>9} {:>12}",
+        "fault", "times", "moved", "gap, median", "maximum", "whole after"
+    );
     for (kind, accounts) in kinds {
         let mut gaps: Vec<Duration> = accounts.iter().map(|it| it.gap).collect();
         gaps.sort();

@@ -157,7 +157,7 @@ impl Driver {
         let sample = self.parts.observations.of(self.parts.me);
         let sample = sample.as_ref().map(|it| (&*it.sample, it.taken_at));
         let others = self.part.council.others(state, sample, turn.now);
-        let policy = Policy::default();
+        let policy = Policy::of(state, crate::clock::wall());
         let phase_age = self.part.council.phase_age(turn.now);
         let view = View { me: self.parts.me, state, own: &own, others: &others, phase_age, policy: &policy };
         let next = order::next(&view).filter(|action| {
@@ -409,8 +409,8 @@ impl Driver {
         }
         let sample = None;
         let others = self.part.council.others(state, sample, turn.now);
-        let policy = Policy::default();
-        let can = state.paused.is_none() && policy.automatic && recruit::reachable(state, &others.alive);
+        let policy = Policy::of(state, crate::clock::wall());
+        let can = policy.automatic && recruit::reachable(state, &others.alive);
         let redo =
             postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
         let backlog = self.part.was_at.map_or(0, |at| at.lag_of(redo).0);

@@ -6,6 +6,7 @@ mod history;
 mod local;
 mod node;
 mod op;
+mod primacy;
 mod rescue;
 pub mod settings_bridge;
 mod status;
@@ -41,10 +42,17 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Token(command) => token::run(&context, command).await,
         Command::Config(command) => config::run(&context, command).await,
         Command::Restart(args) => op::restart(&context, args).await,
+        Command::Switchover(args) => primacy::switchover(&context, args).await,
+        Command::Failover(args) => primacy::failover(&context, args).await,
+        Command::Pause { span } => primacy::pause(&context, span).await,
+        Command::Resume => primacy::resume(&context).await,
         Command::Op(command) => op::run(&context, command).await,
         Command::History { limit } => history::run(&context, limit).await,
         Command::Rescue(command) => rescue::run(&context, command),
         Command::Cert(command) => cert::run(&context, command).await,
+        Command::Explain { code: Some(id), all: false } if primacy::is_change(&id) => {
+            primacy::explain(&context, &id).await
+        }
         Command::Explain { code, all } => explain::run(&context, code.as_deref(), all),
         Command::Init(args) => local::init(&context, args).await,
         Command::Join(args) => local::join(&context, args).await,
