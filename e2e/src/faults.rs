@@ -452,6 +452,22 @@ impl Node {
                 && status.consensus.voters.len() == count.min(model::limits::CONSENSUS_VOTERS_MAX)
         })
     }
+    /// Waits until all is proved to work, and says who is primary.
+    pub fn wait_whole(&self, count: usize) -> String {
+        let status = self.wait_healthy(count);
+        status.primary.expect("a healthy cluster has a primary").to_string()
+    }
+    /// The process of the keeper, while it runs.
+    pub fn keeper_pid(&self) -> Option<i32> {
+        self.keeper.as_ref().and_then(|keeper| i32::try_from(keeper.id()).ok())
+    }
+    /// Where clients find its database, with the superuser's password.
+    pub fn uri(&self) -> String {
+        let text = std::fs::read_to_string(self.state_dir.join("credentials.json")).expect("credentials");
+        let credentials: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let password = credentials["postgres"].as_str().unwrap_or_default();
+        format!("postgresql://postgres:{password}@127.0.0.1:{}/postgres", self.postgres_port)
+    }
     /// Its database, for clients.
     pub fn database(&self) -> Database {
         Database { port: self.postgres_port, credentials: self.state_dir.join("credentials.json") }

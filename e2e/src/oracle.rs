@@ -267,15 +267,11 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn open(server: &str) -> Result<Client, String> {
-    let connecting = tokio::time::timeout(CONNECT_DEADLINE, tokio_postgres::connect(server, NoTls)).await;
-    let (client, connection) =
-        connecting.map_err(|_| "no connection in time".to_owned())?.map_err(|error| told(&error))?;
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(client)
+    open_heeding(server, Arc::new(AtomicBool::new(false))).await
 }
 
-async fn writable(server: &str) -> Result<Client, String> {
-    let client = open(server).await?;
+async fn writable(server: &str, warned: &Arc<AtomicBool>) -> Result<Client, String> {
+    let client = open_heeding(server, warned.clone()).await?;
     let asked = tokio::time::timeout(CONNECT_DEADLINE, client.query_one("SELECT pg_is_in_recovery()", &[])).await;
     let row = asked.map_err(|_| "no answer in time".to_owned())?.map_err(|error| told(&error))?;
     if row.get::<_, bool>(0) { Err("it is a replica".to_owned()) } else { Ok(client) }
@@ -285,7 +281,7 @@ async fn find_primary(servers: &[String]) -> Client {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         for server in servers {
-            if let Ok(client) = writable(server).await {
+            if let Ok(client) = writable(server, &Arc::default()).await {
                 return client;
             }
         }
@@ -301,9 +297,10 @@ async fn ids(client: &Client, from: i64) -> BTreeSet<i64> {
 
 async fn write(shared: &Shared, servers: &[String], number: usize, pace: Duration) {
     let mut at = number;
+    let warned = Arc::new(AtomicBool::new(false));
     while !shared.stop.load(Ordering::SeqCst) {
         let index = at % servers.len();
-        let Ok(client) = writable(&servers[index]).await else {
+        let Ok(client) = writable(&servers[index], &warned).await else {
             at += 1;
             tokio::time::sleep(RETRY_PAUSE).await;
             continue;
@@ -312,12 +309,15 @@ async fn write(shared: &Shared, servers: &[String], number: usize, pace: Duratio
         while !shared.stop.load(Ordering::SeqCst) {
             let id = shared.next.fetch_add(1, Ordering::SeqCst);
             let written = tokio::time::timeout(WRITE_DEADLINE, client.execute(&insert, &[&id])).await;
-            if !matches!(written, Ok(Ok(_))) {
+            // Success after a cancelled wait is none: the server warned that no replica may have the row.
+            if warned.swap(false, Ordering::SeqCst) || !matches!(written, Ok(Ok(_))) {
                 shared.lock().unanswered += 1;
                 break;
             }
             shared.acknowledge(id, index);
             tokio::time::sleep(pace).await;
         }
+        // A server that takes writes and does not acknowledge them is no better than one that takes none.
+        at += 1;
     }
 }
