@@ -615,3 +615,42 @@ impl Drop for Ledger {
         self.stop.store(true, Ordering::SeqCst);
     }
 }
+
+/// A small disk of its own.
+pub struct Disk {
+    /// Where it is mounted.
+    pub dir: PathBuf,
+}
+
+impl Disk {
+    /// Mounts one in a new directory; `None` where this machine refuses to.
+    pub fn mount(dir: PathBuf) -> Option<Disk> {
+        std::fs::create_dir(&dir).expect("made");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=200m,mode=0755", "none"]).arg(&dir);
+        let mounted = mount.stderr(Stdio::null()).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        if let Some(user) = server_user() {
+            nix::unistd::chown(&dir, Some(user.uid), Some(user.gid)).expect("we are root");
+        }
+        Some(Disk { dir })
+    }
+    /// Leaves no room on it.
+    pub fn fill(&self) {
+        let block = vec![1u8; 1 << 20];
+        let mut file = std::fs::File::create(self.dir.join("filler")).expect("made");
+        while file.write_all(&block).is_ok() {}
+    }
+    /// Takes `fill` back.
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.dir.join("filler")).expect("removed");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.dir).status();
+    }
+}

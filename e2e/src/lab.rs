@@ -133,6 +133,34 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// Whether the primary's server and all of its connections are left alone.
+    pub fn leaves_the_server_alone(self) -> bool {
+        match self {
+            Fault::KeeperKilled
+            | Fault::KeeperFrozen
+            | Fault::KeepersKilled
+            | Fault::ReplicaCutOff
+            | Fault::ReplicaServerKilled
+            | Fault::ReplicaHostKilled
+            | Fault::ReplicaFrozen => true,
+            Fault::ServerKilled
+            | Fault::HostKilled
+            | Fault::AllKilled
+            | Fault::ServerFrozen
+            | Fault::HostFrozen
+            | Fault::PrimaryCutOff
+            | Fault::PrimaryWithoutPeers
+            | Fault::PrimaryMute
+            | Fault::PrimaryDeaf
+            | Fault::PrimaryWithoutClients
+            | Fault::ReceiverFrozen
+            | Fault::ReplayFrozen
+            | Fault::WaitCancelled => false,
+        }
+    }
+}
+
 /// What became of one fault.
 #[derive(Clone, Debug)]
 pub struct Account {

@@ -157,6 +157,9 @@ fn replicas_that_are_ahead_of_a_primary_set_back_are_found() {
         assert_eq!(said.code, 0, "{said:?}");
     }
     let older = n1.data_dir.with_file_name("older");
+    // Else another node would take over from it, and this one would come back as a replica.
+    let said = cluster.stemma(&["pause", "--for", "1h"]);
+    assert_eq!(said.code, 0, "{said:?}");
     cluster.act(&["crash", "n1", "--what", "host"]);
     copy(&n1.data_dir, &older);
     cluster.act(&["restart", "n1"]);

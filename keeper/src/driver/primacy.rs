@@ -21,6 +21,9 @@ use std::time::Duration;
 const LOOK_DEADLINE: Duration = Duration::from_millis(500);
 /// How long cutting the stream may take before it is tried again.
 const DETACH_DEADLINE: Duration = Duration::from_millis(500);
+/// How long it is tried before the server is killed instead: a process of it is stopped or hangs, and one that is gone
+/// receives nothing either. A replica loses nothing by it; a change of primary that waited for it could wait for ever.
+const DETACH_PATIENCE: Millis = Millis(1_500);
 /// How long a new synchronous list may take to be taken up before it is tried again.
 const LIST_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a primary that was asked to stop in order may take before it is killed.
@@ -44,6 +47,8 @@ pub(super) struct Part {
     pub(super) follow: Option<(NodeId, Epoch)>,
     /// The running server is proved to follow nobody, and to begin nothing of the kind.
     pub(super) detached: bool,
+    /// Since when the stream of the running server is being cut, without success so far.
+    cutting_since: Option<Moment>,
     /// This process of the server was told to promote itself and has not done so yet.
     promotion_ordered: bool,
     /// Where the row of an epoch is, flushed here.
@@ -116,6 +121,7 @@ impl Part {
             follow: ledger.following(),
             ledger,
             detached: false,
+            cutting_since: None,
             promotion_ordered,
             row: None,
             hand_over_until: None,
@@ -133,6 +139,7 @@ impl Part {
     /// A process of the server was started by this keeper, with a configuration that follows `follow`.
     pub(super) fn started(&mut self, now: Moment) {
         self.detached = self.follow.is_none();
+        self.cutting_since = None;
         self.promotion_ordered = false;
         self.row = None;
         self.hand_over_until = None;
@@ -527,8 +534,16 @@ impl Driver {
         self.part.follow = None;
         self.put_config(Role::Replica, turn).await?;
         failpoint::pass("failover.detaching");
-        postgres::cut_receiver(&self.parts.node.data_dir, DETACH_DEADLINE).await?;
+        let since = *self.part.cutting_since.get_or_insert_with(crate::clock::now);
+        match postgres::cut_receiver(&self.parts.node.data_dir, DETACH_DEADLINE).await {
+            Ok(()) => {}
+            Err(trouble) if crate::clock::now().since(since) >= DETACH_PATIENCE => {
+                return self.kill_server(&trouble.to_string()).await;
+            }
+            Err(trouble) => return Err(trouble),
+        }
         failpoint::pass("failover.detached");
+        self.part.cutting_since = None;
         self.part.detached = true;
         Ok(())
     }
