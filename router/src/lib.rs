@@ -13,6 +13,7 @@ pub mod obtain;
 pub mod out;
 pub mod pool;
 pub mod prepared;
+pub mod reads;
 pub mod refusal;
 pub mod scram;
 pub mod server;
@@ -169,11 +170,8 @@ impl Drop for Router {
 async fn pass_on(mut topology: watch::Receiver<Topology>, global: Arc<Global>) {
     while topology.changed().await.is_ok() {
         let news = topology.borrow_and_update().clone();
-        global.topology.send_if_modified(|known| {
-            let modified = *known != news;
-            *known = news;
-            modified
-        });
+        // Also where nothing changed: a position that is confirmed is worth more than an old one.
+        global.topology.send_replace(news);
     }
 }
 

@@ -54,7 +54,8 @@ pub async fn obtain(
     }
 }
 
-async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Server, Failure> {
+/// A connection from one pool: an idle one, a new one, or the next that is given back.
+pub async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Server, Failure> {
     if let Some(server) = pool.take() {
         return Ok(server);
     }

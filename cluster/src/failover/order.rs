@@ -266,8 +266,7 @@ fn join(view: &View<'_>, failover: &Failover) -> Option<Action> {
         return Some(Action::Stop { kill: !planned, because });
     }
     if own.promotion_ordered && matches!(own.server, Server::Replica { .. }) {
-        let because = "it was told to promote itself under an older epoch".to_owned();
-        return Some(Action::Stop { kill: true, because });
+        return Some(unfinished_promotion());
     }
     if own.promised < failover.epoch {
         return Some(Action::Promise(failover.epoch));
@@ -279,6 +278,11 @@ fn join(view: &View<'_>, failover: &Failover) -> Option<Action> {
         Server::Stopped { as_primary: true, in_order: true } if own.recruited.is_some() => None,
         Server::Stopped { .. } => own.holds.is_some().then_some(Action::StartDetached),
     }
+}
+
+/// It may still promote itself at any moment; once started anew it does not.
+fn unfinished_promotion() -> Action {
+    Action::Stop { kill: true, because: "it was told to promote itself under an older epoch".to_owned() }
 }
 
 fn recruiting(view: &View<'_>, failover: &Failover) -> Option<Action> {
@@ -478,6 +482,9 @@ fn follow(
     may_give_up: bool,
 ) -> Option<Action> {
     let own = view.own;
+    if own.promotion_ordered && matches!(own.server, Server::Replica { .. }) {
+        return Some(unfinished_promotion());
+    }
     match &own.server {
         Server::Starting | Server::Primary { .. } => None,
         Server::Replica { follows: Some((followed, epoch)), .. } if *followed == node && *epoch == serving.epoch => {

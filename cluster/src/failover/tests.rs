@@ -162,6 +162,14 @@ fn data_follows_its_own_descent_only() {
     assert_eq!(decide(&held(1, 50), false, &descent), Rejoin::RecoverFirst);
 }
 
+#[test]
+fn a_promotion_that_was_not_carried_out_claims_no_timeline_of_others() {
+    let told = Ledger::default().promotion(Epoch(5), Timeline(1));
+    assert_eq!(told.lineage(Timeline(2)), Some(Epoch(5)), "as long as it may have happened");
+    let attached = told.attach(Epoch(6), Epoch(6), Timeline(2), Some(Timeline(1))).expect("allowed");
+    assert_eq!(attached.lineage(Timeline(2)), Some(Epoch(6)), "what it holds now came from the primary of epoch 6");
+}
+
 fn forced(most: u64) -> ClusterState {
     let kind = FailoverKind::Forced { to: None, loss_bytes_max: most };
     procedure::claim(&three(), Epoch(1), kind, "ann asked for it", "ann", NOW).expect("claimed")

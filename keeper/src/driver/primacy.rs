@@ -60,10 +60,25 @@ pub(super) struct Part {
     answered_at: Moment,
     /// Where its log ended, last time it was seen.
     was_at: Option<Lsn>,
+    /// Clients are kept out: see `Ghosts`.
+    pub(super) ghosts: Ghosts,
     /// The situation in which nothing was left to do.
     pub(super) calm: Option<Key>,
     /// The action that was logged last.
     told: Option<Action>,
+}
+
+/// Commits that waited for replicas when a primary died show after its restart, though no replica may have them: then
+/// they would be seen, and be gone after the next failover. So a primary that is started anew lets no clients in before
+/// as many replicas hold its log as a commit is promised to be on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ghosts {
+    /// None to be feared.
+    None,
+    /// Up to the end of the log that it starts with, once that is known.
+    Unknown,
+    /// Up to this position.
+    Until(Lsn),
 }
 
 /// What must stay the same for older facts to be good enough.
@@ -109,6 +124,7 @@ impl Part {
             last_seen: None,
             answered_at: now,
             was_at: None,
+            ghosts: Ghosts::None,
             calm: None,
             told: None,
         }
@@ -252,6 +268,7 @@ impl Driver {
         self.part.promotion_ordered = false;
         let lineage = self.lineage_of(state, facts.timeline, true)?;
         self.part.was_at = facts.written;
+        self.part.ghosts = self.ghosts_left(turn, facts);
         self.part.served = self.part.served.max(lineage.unwrap_or_default());
         if state.failover.is_none()
             && state.rule.primary == self.parts.me
@@ -271,6 +288,18 @@ impl Driver {
             flushed: self.flushed(turn, facts),
         };
         Ok(Seen { server, holds, recruited: None, timeline: Some(facts.timeline) })
+    }
+
+    fn ghosts_left(&self, turn: &Turn, facts: &ServerFacts) -> Ghosts {
+        let rule = &turn.state.value.rule;
+        let end = match self.part.ghosts {
+            Ghosts::None => return Ghosts::None,
+            Ghosts::Unknown => facts.written.unwrap_or(Lsn(u64::MAX)),
+            Ghosts::Until(end) => end,
+        };
+        let flushed = self.flushed(turn, facts);
+        let held = rule.voters.iter().filter(|voter| flushed.get(voter).is_some_and(|at| *at >= end)).count();
+        if held >= rule.acks as usize { Ghosts::None } else { Ghosts::Until(end) }
     }
 
     async fn see_replica(&mut self, turn: &Turn, facts: &ServerFacts, busy: bool) -> Result<Seen, Trouble> {
@@ -463,6 +492,7 @@ impl Driver {
             }
             Action::StartPrimary => {
                 self.part.served = turn.state.value.rule.epoch;
+                self.part.ghosts = if turn.state.value.rule.acks > 0 { Ghosts::Unknown } else { Ghosts::None };
                 self.rule_sure = false;
                 return self.start_as(Role::Primary, turn).await;
             }
@@ -571,6 +601,7 @@ impl Driver {
         self.part.ledger.save(ledger)?;
         failpoint::pass("failover.promoting");
         self.part.promotion_ordered = true;
+        self.part.ghosts = Ghosts::None;
         self.part.served = epoch;
         self.part.row = None;
         self.rule_sure = false;

@@ -5,3 +5,4 @@ mod losses;
 mod pooling;
 mod protocol;
 mod security;
+mod splitting;

@@ -20,6 +20,7 @@ use crate::render::out;
 use crate::{daemon, demo, explain, reference, sandbox};
 use model::status::SCHEMA_VERSION;
 use model::{Outcome, Trouble};
+use routing::dsn::Place;
 use serde_json::{Value, json};
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -58,6 +59,10 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Init(args) => local::init(&context, args).await,
         Command::Join(args) => local::join(&context, args).await,
         Command::Run { .. } => local::run(&context).await,
+        Command::Router => crate::front::alone(context.global.config.as_deref()).await.map(|()| 0),
+        Command::Dsn { driver, host, database, user, ca_file } => {
+            local::dsn(&context, &driver, &host, Place { hosts: Vec::new(), database, user, ca_file })
+        }
         Command::AdoptSession => daemon::adopt_session().await.map(|()| 0),
         Command::Sandbox(command) => sandbox::run(&context, command).await,
         Command::Demo(args) => demo::run(&context, args).await,
