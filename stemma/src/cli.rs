@@ -150,6 +150,9 @@ pub enum Command {
         /// Show only so many, the newest
         #[arg(long, short = 'n', value_name = "N")]
         limit: Option<usize>,
+        /// Only changes of primary, each with what came of it
+        #[arg(long)]
+        failovers: bool,
     },
     /// What old primaries held that the cluster does not: saved before they came back
     #[command(

@@ -16,8 +16,8 @@ use super::candidate::{self, Choice, choose};
 use super::recruit::{self, Report};
 use super::rejoin::{self, Rejoin};
 use super::{
-    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, FORCED_PHASE_MAX, Policy, SWITCHOVER_PHASE_MAX, UNDO_AFTER,
-    WINNER_STALLED_AFTER, procedure,
+    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, FORCED_PHASE_MAX, Policy, SWITCHOVER_PHASE_MAX,
+    SWITCHOVER_REPORTS_WAIT, UNDO_AFTER, WINNER_STALLED_AFTER, procedure,
 };
 use crate::sync::ServerSync;
 use model::failover::{Failover, FailoverKind, FailoverPhase, Recruited};
@@ -313,6 +313,14 @@ fn chosen(view: &View<'_>, failover: &Failover) -> Option<Action> {
     let unpromised = state.rule.acks == 0 && !recruits.contains_key(&state.rule.primary);
     let all = state.rule.voters.iter().all(|voter| recruits.contains_key(voter));
     if unpromised && !all && view.phase_age < ASYNC_REPORTS_WAIT {
+        return None;
+    }
+    // The old primary alone closes the rule of a switchover. Its replicas are only a moment later, and whoever is not
+    // among the recruits does not acknowledge for the winner: it would wait for the old primary to be back.
+    let planned = matches!(failover.kind, FailoverKind::Switchover { .. });
+    let present = |voter: &&NodeId| view.others.alive.contains(*voter);
+    let missing = state.rule.voters.iter().filter(present).any(|voter| !recruits.contains_key(voter));
+    if planned && missing && view.phase_age < SWITCHOVER_REPORTS_WAIT {
         return None;
     }
     let choice = choose(state, failover, reports, view.others.primary_was_at, view.policy).ok()?;

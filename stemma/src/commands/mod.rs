@@ -48,7 +48,8 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Pause { span } => primacy::pause(&context, span).await,
         Command::Resume => primacy::resume(&context).await,
         Command::Op(command) => op::run(&context, command).await,
-        Command::History { limit } => history::run(&context, limit).await,
+        Command::History { limit, failovers: true } => history::failovers(&context, limit).await,
+        Command::History { limit, failovers: false } => history::run(&context, limit).await,
         Command::Rescue(command) => rescue::run(&context, command),
         Command::Cert(command) => cert::run(&context, command).await,
         Command::Explain { code: Some(id), all: false } if primacy::is_change(&id) => {
