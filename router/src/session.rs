@@ -288,7 +288,7 @@ impl Session {
         let wanted = self.wanted.take();
         let wanted_copy = wanted.clone();
         let on_replica = async {
-            let Some((node, addr)) = wanted else { return None };
+            let (node, addr) = wanted?;
             let pool = worker.replica_pool(&entry.database, &entry.user, addr);
             match obtain::from_pool(&worker, &pool, &entry.user).await {
                 Ok(server) => Some((node, server)),

@@ -2,6 +2,7 @@
 //! here is locked; other threads speak to it by mail.
 
 use crate::Global;
+use crate::admin::ClientRow;
 use crate::config::Config;
 use crate::login;
 use crate::out::Out;
@@ -48,6 +49,10 @@ pub enum Mail {
         /// What it was told.
         secret: Vec<u8>,
     },
+    /// What this worker's clients do.
+    Survey(oneshot::Sender<Vec<ClientRow>>),
+    /// An administrator ends a client.
+    Kill(u32),
     /// End: clients are told, and the thread returns.
     Stop,
 }
@@ -192,6 +197,9 @@ impl Worker {
 
     /// The pool for everything, where there is a primary.
     pub fn primary_pool(&self, database: &str, user: &str) -> Option<Rc<Pool>> {
+        if crate::admin::is_paused(self) {
+            return None;
+        }
         let topology = self.topology();
         let primary = topology.primary.as_ref()?;
         let key = PoolKey {
@@ -306,6 +314,17 @@ impl Worker {
                     let entry = self.clients.borrow().get(&(client & ((1 << CLIENT_BITS) - 1))).cloned();
                     if let Some(entry) = entry.filter(|entry| entry.secret == secret) {
                         tokio::task::spawn_local(crate::cancel::forward(self.clone(), entry));
+                    }
+                }
+                Mail::Survey(reply) => {
+                    let clients = self.clients.borrow();
+                    let _ = reply.send(clients.values().map(|entry| ClientRow::of(entry, self.index)).collect());
+                }
+                Mail::Kill(pid) => {
+                    let entry = self.clients.borrow().get(&(pid & ((1 << CLIENT_BITS) - 1))).cloned();
+                    if let Some(entry) = entry {
+                        entry.killed.set(true);
+                        entry.wake();
                     }
                 }
                 Mail::Stop => return,

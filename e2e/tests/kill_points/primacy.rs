@@ -186,10 +186,14 @@ fn an_old_primary_comes_back_through_every_kill() {
     let old = stage.whole("the start");
     let mut frozen = processes_below(&stage.nodes[old].data_dir);
     frozen.extend(stage.nodes[old].keeper_pid());
-    frozen.iter().for_each(|pid| drop(kill(Pid::from_raw(*pid), Signal::SIGSTOP)));
+    frozen.iter().for_each(|pid| {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGSTOP);
+    });
     stage.wait_writes("clients that write elsewhere");
     stage.nodes[old].arm("failover.killed");
-    frozen.iter().for_each(|pid| drop(kill(Pid::from_raw(*pid), Signal::SIGCONT)));
+    frozen.iter().for_each(|pid| {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+    });
     stage.nodes[old].wait_death("failover.killed");
     stage.nodes[old].start();
     stage.whole("failover.killed");

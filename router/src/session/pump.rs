@@ -115,8 +115,7 @@ impl Session {
         if self.server.is_none() && !self.take_server(input)? {
             return Ok(true);
         }
-        let all = input;
-        let mut input = all;
+        let (all, mut input) = (input, input);
         if self.replica.is_some() && !self.exchange.mid_request() {
             match self.replica_share(all) {
                 Some(share) => input = &all[..share],

@@ -16,6 +16,9 @@ use wire::frontend;
 impl Session {
     /// The pool that the next statement is to be served from.
     fn target(&mut self) -> Option<Rc<Pool>> {
+        if crate::admin::is_paused(&self.worker) {
+            return None;
+        }
         let generation = self.worker.generation();
         if let Some((known, pool)) = &self.pool
             && *known == generation
@@ -76,7 +79,10 @@ impl Session {
     /// Where the request at the front of `input` may be read.
     fn read_target(&mut self, input: &[u8]) -> ReadTarget {
         let config = self.worker.global.config.load();
-        let split = config.split && self.mode == PoolMode::Transaction && !self.primary_only;
+        let split = config.split
+            && !crate::admin::is_paused(&self.worker)
+            && self.mode == PoolMode::Transaction
+            && !self.primary_only;
         self.limit = if split { self.only_reads(input) } else { None };
         if self.limit.is_none() {
             return ReadTarget::Primary;
