@@ -1,10 +1,12 @@
 //! Tests of the decisions one by one; the simulator (`sim`) tests them together.
 
 use super::ledger::{Ledger, Refused};
+use super::order::{self, Action, Others, Own, Server, Serving, View};
 use super::recruit::{Open, Report};
 use super::rejoin::{Rejoin, decide, descent};
 use super::{budget, candidate, detect, lease, procedure, recruit};
 use crate::fixtures::{NOW, three};
+use crate::sync::ServerSync;
 use model::failover::{FailoverKind, FailoverPhase, Recruited};
 use model::state::LineageEntry;
 use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, Timeline};
@@ -160,4 +162,35 @@ fn data_follows_its_own_descent_only() {
     assert_eq!(decide(&held(3, 201), true, &descent), Rejoin::Rewind { fork: Lsn(200) });
     assert_eq!(decide(&held(4, 150), true, &descent), Rejoin::Rebuild);
     assert_eq!(decide(&held(1, 50), false, &descent), Rejoin::RecoverFirst);
+}
+
+/// What node 3 does that follows node 2, the primary of epoch 2 since `Lsn(9)`, and holds so much.
+fn followed_up(position: u64, receiver: bool) -> Option<Action> {
+    let state = chosen();
+    let rule = state.failover.as_ref().and_then(|it| it.next.clone()).expect("chosen");
+    let mut state = procedure::settle(&state, Epoch(2), &rule, Timeline(2), NOW).expect("settled");
+    let first = LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None };
+    state.lineage.insert(0, first);
+    let sync = ServerSync::default();
+    let own = Own {
+        promised: Epoch(2),
+        server: Server::Replica { follows: Some((NodeId(2), Epoch(2))), receiver, sync },
+        holds: Some(held(1, position)),
+        recruited: None,
+        promotion_ordered: false,
+        lease: false,
+        hand_over: false,
+    };
+    let serving = Serving { epoch: Epoch(2), lineage: Epoch(2), timeline: Timeline(2) };
+    let others = Others { serving: BTreeMap::from([(NodeId(2), serving)]), ..Others::default() };
+    let policy = super::Policy::default();
+    let view = View { me: NodeId(3), state: &state, own: &own, others: &others, phase_age: Millis(0), policy: &policy };
+    order::next(&view)
+}
+
+#[test]
+fn a_replica_that_replayed_beyond_the_fork_after_its_report_is_rewound() {
+    assert_eq!(followed_up(9, false), None, "it will stream in a moment");
+    assert_eq!(followed_up(12, true), None, "it streams");
+    assert_eq!(followed_up(12, false), Some(Action::Rewind { node: NodeId(2), fork: Lsn(9) }));
 }
