@@ -12,6 +12,7 @@ mod ledger;
 pub mod manual;
 pub mod net;
 pub mod oracle;
+pub mod patroni;
 mod postgresql;
 mod program;
 mod wait;

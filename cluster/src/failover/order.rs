@@ -487,8 +487,17 @@ fn follow(
     }
     match &own.server {
         Server::Starting | Server::Primary { .. } => None,
-        Server::Replica { follows: Some((followed, epoch)), .. } if *followed == node && *epoch == serving.epoch => {
-            None
+        // Log that was written and not yet flushed when the stream was cut may be found and replayed after the node
+        // reported what it holds. Nobody was told that it is safe, and it can lie beyond the fork; then nothing streams.
+        Server::Replica { follows: Some((followed, epoch)), receiver, .. }
+            if *followed == node && *epoch == serving.epoch =>
+        {
+            let holds = own.holds.as_ref().filter(|_| !receiver && may_give_up)?;
+            match rejoin::decide(holds, true, descent) {
+                Rejoin::Rewind { fork } => Some(Action::Rewind { node, fork }),
+                // Its server's own history is compared with the primary's before anything is given up.
+                Rejoin::Rebuild | Rejoin::Follow | Rejoin::RecoverFirst => None,
+            }
         }
         Server::Replica { follows: Some(_), .. } | Server::Replica { receiver: true, .. } => Some(Action::Detach),
         Server::Replica { .. } | Server::Stopped { .. } => {

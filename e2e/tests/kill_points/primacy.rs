@@ -12,8 +12,9 @@ use std::time::Duration;
 const RECRUIT: &[&str] = &["failover.promising", "failover.promised", "failover.detaching", "failover.detached"];
 /// Points of the one that is chosen.
 const WIN: &[&str] = &["failover.list-set", "failover.promoting", "failover.promote-ordered", "failover.row-written"];
-/// Points of a whole failover, passed by whoever comes first.
-const ANYBODY: &[&str] = &["failover.writing", "failover.written", "failover.attached"];
+/// Points of the others, and of those that write into consensus.
+const ANYBODY: &[&str] =
+    &["failover.attaching", "failover.attached", "failover.writing", "failover.written", "failover.started"];
 /// Every point of a change of primary.
 pub const POINTS: &[&str] = &[
     "failover.writing",
@@ -99,12 +100,46 @@ impl Stage {
         self.nodes[at].kill_server();
     }
 
-    /// Waits until the keeper of one of these has died at the point for which they are all armed, and says whose.
-    fn wait_victim(&mut self, among: &[usize], point: &str) -> usize {
+    /// The primary's server dies, and at each of these points, one after the other, whoever comes to it first.
+    fn walk(&mut self, points: &[&str]) {
+        self.refresh();
+        let old = self.whole(&format!("a restart of all keepers, before {points:?}"));
+        self.nodes.iter().for_each(|node| node.arm(points[0]));
+        self.nodes[old].kill_server();
+        for (number, point) in points.iter().enumerate() {
+            self.wait_victim(point);
+            // Others may have died of it too, before they are armed for the next.
+            for node in &mut self.nodes {
+                match points.get(number + 1) {
+                    Some(next) => node.arm(next),
+                    None => node.disarm(),
+                }
+                if !node.runs() {
+                    node.wait_end();
+                    node.start();
+                }
+            }
+        }
+        self.wait_writes(&format!("clients that write after {points:?}"));
+        self.whole(&format!("{points:?}"));
+    }
+
+    /// Waits until a keeper has died at a point for which all are armed. One that died of an earlier point while it was
+    /// armed for this one is started again.
+    fn wait_victim(&mut self, point: &str) {
         wait_for(&format!("a death at {point}"), || {
-            let dead = among.iter().copied().find(|at| !self.nodes[*at].runs());
-            dead.ok_or_else(|| self.nodes[among[0]].log_tail())
-        })
+            for node in self.nodes.iter_mut() {
+                if node.runs() {
+                    continue;
+                }
+                if node.hit().as_deref() == Some(point) {
+                    return Ok(());
+                }
+                node.wait_end();
+                node.start();
+            }
+            Err("everybody lives".to_owned())
+        });
     }
 
     /// Writes to this node alone, which then dies with all that it has sent to nobody.
@@ -128,53 +163,12 @@ fn children_called(data_dir: &Path, what: &str) -> Vec<i32> {
 #[test]
 fn a_failover_is_finished_through_every_kill() {
     let mut stage = Stage::new();
-    let old = stage.whole("the start");
-    let replicas: Vec<usize> = (0..3).filter(|at| *at != old).collect();
-
-    // One of the two that are left dies at each step of being recruited.
-    stage.nodes[replicas[0]].arm(RECRUIT[0]);
-    stage.kill_host(old);
-    stage.nodes[replicas[0]].wait_death(RECRUIT[0]);
-    for point in &RECRUIT[1..] {
-        stage.nodes[replicas[0]].start_and_die(point);
+    // One is recruited and dies of it; then it dies, or the other one, of its promotion.
+    for (recruit, win) in RECRUIT.iter().zip(WIN) {
+        stage.walk(&[recruit, win]);
     }
-    // Then whoever is chosen dies at each step of its promotion, and the other one when it is to follow.
-    for at in &replicas {
-        stage.nodes[*at].arm(WIN[0]);
-    }
-    stage.nodes[replicas[0]].start();
-    let winner = stage.wait_victim(&replicas, WIN[0]);
-    let loser = if winner == replicas[0] { replicas[1] } else { replicas[0] };
-    stage.nodes[winner].wait_death(WIN[0]);
-    stage.nodes[loser].arm("failover.attaching");
-    for point in &WIN[1..] {
-        stage.nodes[winner].start_and_die(point);
-    }
-    stage.nodes[winner].start();
-    stage.nodes[loser].wait_death("failover.attaching");
-    stage.nodes[loser].start();
-    stage.wait_writes("clients that write after every death");
-    stage.nodes[old].start_and_die("failover.started");
-    stage.nodes[old].start();
-    assert_eq!(stage.whole("a failover with ten deaths"), winner);
-
     for point in ANYBODY {
-        stage.refresh();
-        let old = stage.whole("a restart of all keepers");
-        stage.nodes.iter().for_each(|node| node.arm(point));
-        stage.nodes[old].kill_server();
-        let victim = stage.wait_victim(&[0, 1, 2], point);
-        stage.nodes.iter().for_each(Node::disarm);
-        println!("{point}: the keeper of {} died", stage.nodes[victim].name);
-        // The next in line may have died of the same before all were disarmed.
-        for node in &mut stage.nodes {
-            if !node.runs() {
-                node.wait_death(point);
-                node.start();
-            }
-        }
-        stage.wait_writes(&format!("clients that write after {point}"));
-        stage.whole(point);
+        stage.walk(&[point]);
     }
 }
 
@@ -186,14 +180,11 @@ fn an_old_primary_comes_back_through_every_kill() {
     let old = stage.whole("the start");
     let mut frozen = processes_below(&stage.nodes[old].data_dir);
     frozen.extend(stage.nodes[old].keeper_pid());
-    frozen.iter().for_each(|pid| {
-        let _ = kill(Pid::from_raw(*pid), Signal::SIGSTOP);
-    });
+    let send = |with| frozen.iter().for_each(|pid| kill(Pid::from_raw(*pid), with).unwrap_or_default());
+    send(Signal::SIGSTOP);
     stage.wait_writes("clients that write elsewhere");
     stage.nodes[old].arm("failover.killed");
-    frozen.iter().for_each(|pid| {
-        let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
-    });
+    send(Signal::SIGCONT);
     stage.nodes[old].wait_death("failover.killed");
     stage.nodes[old].start();
     stage.whole("failover.killed");
@@ -256,12 +247,20 @@ fn a_switchover_is_finished_or_undone_through_every_kill() {
         let old = stage.whole("the beginning");
         let (to, asked) = (stage.nodes[(old + 1) % 3].name.clone(), (old + 2) % 3);
         stage.nodes[old].arm(point);
-        // Its end may be unknown to the one who asked.
-        let said = stage.nodes[asked].stemma(&["switchover", "--to", &to, "--yes"]);
-        println!("{point}: {:?}", said.status.code());
+        stage.nodes[asked].change(&["switchover", "--to", &to, "--yes", "--no-wait"]);
         stage.nodes[old].wait_death(point);
         stage.nodes[old].start();
+        // A plan that had not begun goes on when the old primary's keeper is back.
+        wait_for(&format!("another primary in spite of {point}"), || {
+            let primary = stage.nodes[asked].status()?.primary.map(|name| name.to_string());
+            if primary.as_deref().is_some_and(|it| it != stage.nodes[old].name) {
+                Ok(())
+            } else {
+                Err(format!("{primary:?}; {:?}", stage.nodes[asked].stemma(&["history"])))
+            }
+        });
         stage.wait_writes(&format!("clients that write after {point}"));
         stage.whole(point);
+        stage.refresh();
     }
 }
