@@ -149,6 +149,12 @@ codes! {
     durability_degraded = "ST2204", exit exit::FAILED, "fewer synchronous replicas than the commit mode asks for";
     /// Nothing answers as the primary.
     primary_down = "ST2205", exit exit::FAILED, "the primary does not accept connections";
+    /// A program that the node's owner wants run failed.
+    hook_failed = "ST2301", exit exit::FAILED, "hook failed";
+    /// The DNS server was not told who is primary.
+    dns_failed = "ST2302", exit exit::FAILED, "address not updated in DNS";
+    /// The floating address was not taken or given up.
+    floating_address = "ST2303", exit exit::FAILED, "floating address not moved";
     /// A clone failed and may be tried again.
     clone_failed = "ST3001", exit exit::FAILED, "base backup failed";
     /// The backup did not match its manifest.
