@@ -103,6 +103,7 @@ pub fn new_cluster(name: ClusterName, id: ClusterId, first: Member, settings: Se
         lineage: Vec::new(),
         failover: None,
         failovers: Vec::new(),
+        switchovers: Vec::new(),
         paused: None,
         settings,
         settings_version: 1,

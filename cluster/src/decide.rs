@@ -2,6 +2,7 @@
 //! the new state by compare-and-set, and decides anew when that was lost; a dry run simply does not write.
 
 mod nodes;
+mod primacy;
 
 pub use nodes::data_nodes;
 
@@ -32,6 +33,10 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// The mark of this request: the same when it is decided again.
+    fn request(&self) -> String {
+        self.random.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
     /// The keeper of this node answers.
     fn answers(&self, name: &NodeName) -> bool {
         self.status.node(name.as_str()).is_some_and(|node| node.keeper_up)
@@ -58,11 +63,24 @@ pub fn decide(
         Command::RollingRestart { only_pending, nodes } => rolling_restart(state, *only_pending, nodes, context),
         Command::RotateCertificates { node } => nodes::rotate_certificates(state, node.as_ref(), context),
         Command::CancelOperation { id } => cancel_operation(state, id, context),
+        Command::Switchover { to, at } => primacy::switchover(state, to.as_ref(), *at, context),
+        Command::CancelSwitchover => primacy::cancel(state, context),
+        Command::Failover { to, loss_bytes_max } => primacy::failover(state, to.as_ref(), *loss_bytes_max, context),
+        Command::Pause { span } => primacy::pause(state, *span, context),
+        Command::Resume => primacy::resume(state, context),
     }
 }
 
 fn outcome(text: impl Into<String>) -> Outcome {
-    Outcome { text: text.into(), changed: true, operation: None, token: None, notes: Vec::new() }
+    Outcome {
+        text: text.into(),
+        changed: true,
+        operation: None,
+        failover: None,
+        candidates: Vec::new(),
+        token: None,
+        notes: Vec::new(),
+    }
 }
 
 fn unchanged(state: &ClusterState, text: impl Into<String>) -> (ClusterState, Outcome) {
@@ -168,7 +186,7 @@ fn rolling_restart(
     names: &[NodeName],
     context: &Context<'_>,
 ) -> Result<(ClusterState, Outcome), Trouble> {
-    let request: String = context.random.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let request = context.request();
     if let Some(made) = state.operations.iter().find(|operation| operation.request == request) {
         // The write took effect although its answer was lost: this is the request's own operation.
         let text = format!("operation {} restarts servers, one after the other", made.id);

@@ -64,12 +64,13 @@ pub mod detect;
 pub mod lease;
 pub mod ledger;
 pub mod order;
+pub mod plan;
 pub mod procedure;
 pub mod recruit;
 pub mod rejoin;
 pub mod switchover;
 
-use model::{Millis, Site};
+use model::{ClusterState, Millis, Site, WallTime};
 
 /// What failover may do, and how patiently.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,12 +99,30 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    /// What the settings allow, and the pause that a person may have asked for. Civil time is good enough for a wish.
+    pub fn of(state: &ClusterState, wall: WallTime) -> Policy {
+        let settings = &state.settings.failover;
+        Policy {
+            automatic: settings.automatic && state.paused_now(wall).is_none(),
+            cross_site: settings.cross_site,
+            sites: settings.sites.clone(),
+            loss_bytes_max: settings.loss_max.0,
+            ..Policy::default()
+        }
+    }
+}
+
 /// How long the old primary's keeper waits for a choice before it has its own, healthy primary confirmed.
 pub const UNDO_AFTER: Millis = Millis(1_500);
 /// How long a switchover may be in one phase before it is undone.
 pub const SWITCHOVER_PHASE_MAX: Millis = Millis(10_000);
+/// How long a switchover waits for the reports of replicas that answer, so that they acknowledge for the winner at once.
+pub const SWITCHOVER_REPORTS_WAIT: Millis = Millis(200);
 /// Without acknowledgements: how long to wait for the reports of the remaining voters.
 pub const ASYNC_REPORTS_WAIT: Millis = Millis(500);
+/// How long a forced attempt may look for a winner before it is given up, whoever notices.
+pub const FORCED_PHASE_MAX: Millis = Millis(10_000);
 /// How long a winner may take before somebody else tries, though its keeper answers.
 pub const WINNER_STALLED_AFTER: Millis = Millis(8_000);
 /// How long a node other than the one chosen waits before it writes the choice in its place.

@@ -86,6 +86,7 @@ fn node_status(state: &ClusterState, member: &Member, keeper_up: bool) -> NodeSt
         api_address: member.api_address.clone(),
         peer_address: member.peer_address.clone(),
         priority: member.priority,
+        replay_paused: false,
         pending_restart: BTreeMap::new(),
         clone: None,
         disk_used_percent: None,
@@ -133,5 +134,8 @@ pub fn status(state: &ClusterState, silent: &[&str]) -> ClusterStatus {
         consensus: model::observe::ConsensusView::default(),
         settings_version: state.settings_version,
         operation: None,
+        paused: None,
+        planned_switchover: None,
+        failover: None,
     }
 }

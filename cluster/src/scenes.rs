@@ -70,6 +70,7 @@ pub fn state(data: u64) -> ClusterState {
         lineage: vec![],
         failover: None,
         failovers: vec![],
+        switchovers: Vec::new(),
         paused: None,
         settings: Settings::default(),
         settings_version: 1,

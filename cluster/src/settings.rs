@@ -290,8 +290,16 @@ pub fn to_toml(settings: &Settings) -> String {
                 }
             }
             key => {
-                text.push_str(&comment);
-                text.push_str(&format!("{key} = {}\n", plain(settings, key)));
+                // Keys of one table stand together, below its name.
+                let (table, last) = key.split_once('.').unwrap_or(("", key));
+                let header = format!("\n[{table}]\n");
+                if table.is_empty() || text.contains(&header) {
+                    text.push_str(&comment);
+                } else {
+                    text.push_str(&header);
+                    text.push_str(comment.trim_start());
+                }
+                text.push_str(&format!("{last} = {}\n", plain(settings, key)));
             }
         }
     }
@@ -307,6 +315,13 @@ fn plain(settings: &Settings, key: &str) -> String {
         "slot_retention_size" => format!("\"{}\"", settings.slot_retention_size),
         "clone_rate" => format!("\"{}\"", settings.clone_rate),
         "tls" => settings.tls.to_string(),
+        "failover.automatic" => settings.failover.automatic.to_string(),
+        "failover.cross_site" => settings.failover.cross_site.to_string(),
+        "failover.sites" => {
+            let sites = settings.failover.sites.iter().map(|site| format!("\"{site}\""));
+            format!("[{}]", sites.collect::<Vec<_>>().join(", "))
+        }
+        "failover.loss_max" => format!("\"{}\"", settings.failover.loss_max),
         span => format!("\"{}\"", span_of(settings, span)),
     }
 }

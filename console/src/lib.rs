@@ -8,6 +8,7 @@ mod failover_metrics;
 pub mod health;
 pub mod metrics;
 mod patroni;
+mod primacy;
 pub mod problem;
 mod replication;
 mod request;

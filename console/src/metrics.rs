@@ -408,7 +408,7 @@ impl Facts<'_> {
         put("patroni_failsafe_mode_is_active", "1 if failsafe mode is active, 0 otherwise", 0.0);
         put("patroni_failsafe_mode_enabled", "1 if failsafe mode is enabled, 0 otherwise", 0.0);
         put("patroni_failsafe_member", "1 if this node is a failsafe member, 0 otherwise", 0.0);
-        put("patroni_is_paused", "1 if automatic failover is paused, 0 otherwise", 0.0);
+        put("patroni_is_paused", "1 if automatic failover is paused, 0 otherwise", yes(self.status.paused.is_some()));
         put(
             "patroni_dcs_last_seen",
             "When the consensus store last answered, as a Unix timestamp",

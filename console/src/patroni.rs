@@ -9,9 +9,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use model::failover::FailoverPhase;
 use model::observe::{Sender, ServerFacts};
+use model::state::LineageEntry;
 use model::status::NodeStatus;
-use model::{ClusterState, ClusterStatus, Command, CommitMode, NodeSample, Role, ServerState, Trouble, WallTime};
+use model::{
+    ClusterState, ClusterStatus, Command, CommitMode, NodeSample, Role, ServerState, Timeline, Trouble, WallTime,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -87,6 +91,14 @@ fn timestamp(time: WallTime) -> Value {
     }
 }
 
+/// Civil time as ISO 8601, as Patroni writes it where programs read it.
+fn iso(time: WallTime) -> Value {
+    match jiff::Timestamp::from_millisecond(time.0) {
+        Ok(time) => time.strftime("%Y-%m-%dT%H:%M:%S.%6f+00:00").to_string().into(),
+        Err(_) => Value::Null,
+    }
+}
+
 /// The `/patroni` document.
 fn document(view: &View<'_>) -> Map<String, Value> {
     let (status, me) = (view.status, view.me());
@@ -137,6 +149,9 @@ fn document(view: &View<'_>) -> Map<String, Value> {
     if status.primary.is_none() {
         put("cluster_unlocked", true.into());
     }
+    if status.paused.is_some() {
+        put("pause", true.into());
+    }
     put("dcs_last_seen", dcs_last_seen(status).into());
     put("patroni", json!({"version": PATRONI_VERSION, "scope": status.cluster, "name": view.node}));
     put("stemma", json!({"version": env!("CARGO_PKG_VERSION"), "view_age_ms": view.age.0}));
@@ -186,7 +201,18 @@ pub(crate) async fn cluster(State(backend): State<Shared>) -> Json<Value> {
     // A witness has no database; clients of this document take every member for one that has.
     let members: Vec<Value> =
         status.nodes.iter().filter(|node| node.role != Role::Witness).map(|node| member(&status, node)).collect();
-    Json(json!({"members": members, "scope": status.cluster}))
+    let mut out = json!({"members": members, "scope": status.cluster});
+    // As Patroni has it: both are there only while they say something.
+    if status.paused.is_some() {
+        out["pause"] = true.into();
+    }
+    if let Some(plan) = status.planned_switchover.as_ref().filter(|plan| plan.scheduled) {
+        out["scheduled_switchover"] = json!({"at": iso(plan.at), "from": plan.from});
+        if let Some(to) = &plan.to {
+            out["scheduled_switchover"]["to"] = json!(to);
+        }
+    }
+    Json(out)
 }
 
 fn member(status: &ClusterStatus, node: &NodeStatus) -> Value {
@@ -231,20 +257,25 @@ fn member(status: &ClusterStatus, node: &NodeStatus) -> Value {
     out
 }
 
-/// Timelines that ended: `[timeline, position at its end, reason]`, oldest first.
+/// Timelines that ended: `[timeline, position at its end, reason, when, new primary]`, oldest first. The last two are
+/// absent where the change of primary is not recorded any more.
 #[utoipa::path(get, path = "/history", tag = "patroni", responses((status = 200, body = Vec<Object>)))]
 pub(crate) async fn history(State(backend): State<Shared>) -> Json<Value> {
-    let state = backend.state();
-    let lineage = state.as_deref().map_or(&[][..], |state| &state.lineage);
-    let ended = lineage.windows(2).filter(|pair| pair[0].timeline != pair[1].timeline);
-    Json(
-        ended
-            .map(|pair| {
-                let at = pair[1].began_at.map(|lsn| lsn.0);
-                json!([pair[0].timeline.0, at, format!("promotion under epoch {}", pair[1].epoch)])
-            })
-            .collect(),
-    )
+    let Some(state) = backend.state() else { return Json(json!([])) };
+    let ended = state.lineage.windows(2).filter(|pair| pair[0].timeline != pair[1].timeline);
+    Json(ended.map(|pair| ended_timeline(&state, pair[0].timeline, &pair[1])).collect())
+}
+
+fn ended_timeline(state: &ClusterState, timeline: Timeline, next: &LineageEntry) -> Value {
+    let at = next.began_at.map(|lsn| lsn.0);
+    let change = state.failovers.iter().find(|failover| failover.epoch == next.epoch);
+    let Some(change) = change else {
+        return json!([timeline.0, at, format!("promotion under epoch {}", next.epoch)]);
+    };
+    let done = change.entered(FailoverPhase::Done).map(iso);
+    let winner = change.winner.and_then(|winner| state.members.get(&winner)).map(|member| member.name.clone());
+    let reason = format!("{} under epoch {}: {}", model::change::word(&change.kind), next.epoch, change.because);
+    json!([timeline.0, at, reason, done, winner])
 }
 
 /// The settings in Patroni's shape. To change them there is `PUT /v1/settings`.
@@ -301,12 +332,6 @@ macro_rules! not_yet {
 }
 
 not_yet! {
-    /// Not in this version.
-    switchover, post "/switchover", "this version cannot switch over to another primary", "no primary was changed";
-    /// Not in this version.
-    switchover_cancel, delete "/switchover", "this version schedules no switchovers", "none is scheduled";
-    /// Not in this version.
-    failover, post "/failover", "this version cannot fail over to another primary", "no primary was changed";
     /// Not in this version.
     restart_cancel, delete "/restart", "this version schedules no restarts", "a running one ends with POST /v1/operations/{id}/cancel";
     /// Settings are changed in their own shape.

@@ -101,6 +101,7 @@ fn unreadable_body(rejection: BytesRejection) -> Refusal {
 }
 
 /// `?dry_run=true`. Unknown names and unclear values are refused: a misspelt `dry_run` must never do the real thing.
+#[derive(Clone, Copy)]
 pub(crate) struct DryRun(pub(crate) bool);
 
 impl FromRequestParts<Shared> for DryRun {

@@ -3,7 +3,7 @@
 
 use crate::failover_metrics::Counted;
 use crate::problem::Refusal;
-use crate::{Backend, Shared, events, health, metrics, patroni, replication, v1};
+use crate::{Backend, Shared, events, health, metrics, patroni, primacy, replication, v1};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
@@ -69,8 +69,8 @@ pub(crate) fn routes() -> Described {
         .routes(routes!(patroni::history))
         .routes(routes!(patroni::config, patroni::config_patch, patroni::config_put))
         .routes(routes!(patroni::failsafe, patroni::failsafe_post))
-        .routes(routes!(patroni::switchover, patroni::switchover_cancel))
-        .routes(routes!(patroni::failover))
+        .routes(routes!(primacy::patroni_switchover, primacy::patroni_cancel))
+        .routes(routes!(primacy::patroni_failover))
         .routes(routes!(patroni::restart, patroni::restart_cancel))
         .routes(routes!(patroni::reload))
         .routes(routes!(patroni::reinitialize))
@@ -93,6 +93,12 @@ pub(crate) fn routes() -> Described {
         .routes(routes!(events::topology))
         .routes(routes!(v1::tokens, v1::token_create))
         .routes(routes!(v1::token_revoke))
+        .routes(routes!(primacy::switchover, primacy::switchover_cancel))
+        .routes(routes!(primacy::failover))
+        .routes(routes!(primacy::pause))
+        .routes(routes!(primacy::resume))
+        .routes(routes!(primacy::failovers))
+        .routes(routes!(primacy::failover_one))
         .routes(routes!(v1::restart))
         .routes(routes!(v1::certificates_rotate));
     let (mut router, described): (Router<Shared>, OpenApi) = router.split_for_parts();

@@ -34,6 +34,11 @@ pub(crate) struct OutcomeShape {
     changed: bool,
     /// Id of the operation that carries it out, if it takes longer.
     operation: Option<String>,
+    /// Id of the change of primary, if it is one.
+    failover: Option<String>,
+    /// Before a change of primary: who can take over and who cannot.
+    #[schema(value_type = Vec<Object>)]
+    candidates: Vec<Value>,
     /// The token, shown once.
     token: Option<String>,
     /// Lines for people about what happens next.
@@ -84,6 +89,7 @@ pub(crate) async fn index(State(backend): State<Shared>) -> Json<Value> {
             "history": "/v1/history",
             "events": "/v1/events",
             "topology": "/v1/topology",
+            "failovers": "/v1/failovers",
             "tokens": "/v1/tokens",
             "openapi": "/v1/openapi.json",
             "replication": "/admin/replication/status",

@@ -441,14 +441,32 @@ impl Node {
     pub fn wait_primary(&self) {
         self.wait_status("a primary", |status| status.primary_up);
     }
-    /// Waits until all is proved to work, with so many nodes.
+    /// Waits until all is proved to work, with so many nodes, and each of them votes: who takes one away right after
+    /// the last became active would otherwise take the majority of a group in which that one does not vote yet.
     pub fn wait_healthy(&self, count: usize) -> ClusterStatus {
         self.wait_status(&format!("{count} healthy nodes"), |status| {
             status.verdict == Verdict::Healthy
                 && status.nodes.len() == count
                 && status.nodes.iter().all(|node| node.healthy && node.stage == "active" && node.keeper_up)
                 && status.operation.is_none()
+                && status.consensus.voters.len() == count.min(model::limits::CONSENSUS_VOTERS_MAX)
         })
+    }
+    /// Waits until all is proved to work, and says who is primary.
+    pub fn wait_whole(&self, count: usize) -> String {
+        let status = self.wait_healthy(count);
+        status.primary.expect("a healthy cluster has a primary").to_string()
+    }
+    /// The process of the keeper, while it runs.
+    pub fn keeper_pid(&self) -> Option<i32> {
+        self.keeper.as_ref().and_then(|keeper| i32::try_from(keeper.id()).ok())
+    }
+    /// Where clients find its database, with the superuser's password.
+    pub fn uri(&self) -> String {
+        let text = std::fs::read_to_string(self.state_dir.join("credentials.json")).expect("credentials");
+        let credentials: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let password = credentials["postgres"].as_str().unwrap_or_default();
+        format!("postgresql://postgres:{password}@127.0.0.1:{}/postgres", self.postgres_port)
     }
     /// Its database, for clients.
     pub fn database(&self) -> Database {
@@ -525,13 +543,14 @@ pub fn summary(status: &ClusterStatus) -> String {
     let problems: Vec<String> =
         status.problems.iter().map(|problem| format!("{} {} {}", problem.code, problem.what, problem.cause)).collect();
     format!(
-        "{} {}\n  {}\n  {}\n  {:?} {:?}",
+        "{} {}\n  {}\n  {}\n  {:?} {:?} {:?}",
         status.verdict.as_str(),
         status.sentence,
         nodes.join("\n  "),
         problems.join("\n  "),
         status.durability,
-        status.operation
+        status.operation,
+        status.consensus
     )
 }
 
@@ -594,5 +613,44 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A small disk of its own.
+pub struct Disk {
+    /// Where it is mounted.
+    pub dir: PathBuf,
+}
+
+impl Disk {
+    /// Mounts one in a new directory; `None` where this machine refuses to.
+    pub fn mount(dir: PathBuf) -> Option<Disk> {
+        std::fs::create_dir(&dir).expect("made");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=200m,mode=0755", "none"]).arg(&dir);
+        let mounted = mount.stderr(Stdio::null()).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        if let Some(user) = server_user() {
+            nix::unistd::chown(&dir, Some(user.uid), Some(user.gid)).expect("we are root");
+        }
+        Some(Disk { dir })
+    }
+    /// Leaves no room on it.
+    pub fn fill(&self) {
+        let block = vec![1u8; 1 << 20];
+        let mut file = std::fs::File::create(self.dir.join("filler")).expect("made");
+        while file.write_all(&block).is_ok() {}
+    }
+    /// Takes `fill` back.
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.dir.join("filler")).expect("removed");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.dir).status();
     }
 }

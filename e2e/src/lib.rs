@@ -7,6 +7,7 @@
 mod cluster;
 pub mod faults;
 mod http;
+pub mod lab;
 mod ledger;
 pub mod manual;
 pub mod net;

@@ -173,6 +173,15 @@ impl Node {
     pub fn server_runs(&self) -> bool {
         self.postmaster().is_ok_and(alive)
     }
+    /// Every process of the server, orphans included.
+    pub fn server_processes(&self) -> Vec<i32> {
+        crate::faults::processes_below(&self.data_dir)
+    }
+    /// The address of the database, with the superuser's password.
+    pub fn uri(&self) -> String {
+        let (host, port) = &self.postgres;
+        format!("postgresql://postgres:{}@{host}:{port}/postgres", self.password)
+    }
     /// A child of the server whose title contains `what`, for example `startup`.
     pub fn server_process(&self, what: &str) -> Result<i32> {
         let postmaster = self.postmaster()?;
@@ -546,7 +555,8 @@ impl Wired {
         Said::from(output.expect("stemma runs"))
     }
 
-    fn start_keeper(&mut self, name: &str) {
+    /// Starts a node's keeper.
+    pub fn start_keeper(&mut self, name: &str) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.node(name).log).expect("a log");
         let mut command = self.inside(name);
         command.args(["run", "--config"]).arg(&self.node(name).config);
@@ -571,6 +581,42 @@ impl Wired {
     /// Puts it back.
     pub fn heal(&self, name: &str) {
         ip(&format!("link set {} master {}b", self.cable(name), self.tag)).expect("a cable can be put back");
+    }
+
+    /// What `name` sends to `other` gets lost from now on, and nobody is told; what it receives still arrives. `other` is
+    /// a node, or `clients` for everybody outside of the namespaces.
+    pub fn mute(&self, name: &str, other: &str) {
+        // Sent to a hardware address that nobody has: that needs no packet filter, and works on open connections too.
+        let neighbour = self.address(other);
+        let space = format!("{}{name}", self.tag);
+        ip(&format!("-n {space} neigh replace {neighbour} lladdr 02:00:00:00:00:01 nud permanent dev eth0"))
+            .expect("packets can be led astray");
+    }
+    /// Takes `mute` back.
+    pub fn unmute(&self, name: &str, other: &str) {
+        let space = format!("{}{name}", self.tag);
+        // Gone already where the cluster was wired anew.
+        let _ = ip(&format!("-n {space} neigh del {} dev eth0", self.address(other)));
+    }
+    fn address(&self, name: &str) -> String {
+        let number = if name == "clients" { "254" } else { name.trim_start_matches('n') };
+        format!("{}.{number}", self.subnet)
+    }
+
+    /// The process of a node's keeper, while it runs.
+    pub fn keeper(&self, name: &str) -> Option<i32> {
+        self.keepers.get(name).and_then(|keeper| i32::try_from(keeper.id()).ok())
+    }
+    /// `kill -9` of a node's keeper. The server goes on.
+    pub fn kill_keeper(&mut self, name: &str) {
+        if let Some(mut keeper) = self.keepers.remove(name) {
+            let _ = keeper.kill();
+            let _ = keeper.wait();
+        }
+    }
+    /// Names of the nodes.
+    pub fn names(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bad input: each is refused with a code, a reason and a hint, and damages nothing. What was there before is there
 //! afterwards, compared file by file or by the cluster's own history, in which every change leaves an event.
 
-use e2e::faults::{Node, Said, World, bin_dir, processes_below, server_user, wait_for};
+use e2e::faults::{Disk, Node, Said, World, bin_dir, processes_below, server_user, wait_for};
 use keeper::token::JoinToken;
 use model::status::{ClusterStatus, Verdict};
 use nix::unistd::chown;
@@ -468,43 +468,12 @@ fn disk_full(world: &World, n1: &Node) {
         let clone = status.node("n4").and_then(|node| node.clone.clone()).ok_or("no clone is shown")?;
         if clone.done_bytes > 4 << 20 { Ok(()) } else { Err(format!("{clone:?}")) }
     });
-    let filler = disk.dir.join("filler");
-    let block = vec![1u8; 1 << 20];
-    let mut file = fs::File::create(&filler).expect("made");
-    while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    disk.fill();
     n1.wait_status("the full disk to be told", |status| problem(status, "ST3003"));
     assert!(processes_below(&n4.data_dir).is_empty(), "a server runs on a half-made copy");
-    drop(file);
-    fs::remove_file(&filler).expect("removed");
+    disk.make_room();
     n1.wait_healthy(4);
     drop(n4);
-}
-
-/// A small disk of its own.
-struct Disk {
-    dir: PathBuf,
-}
-
-impl Disk {
-    fn mount(dir: PathBuf) -> Option<Disk> {
-        fs::create_dir(&dir).expect("made");
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=200m,mode=0755", "none"]).arg(&dir);
-        let mounted = mount.stderr(std::process::Stdio::null()).status();
-        if !mounted.is_ok_and(|status| status.success()) {
-            return None;
-        }
-        if let Some(user) = server_user() {
-            chown(&dir, Some(user.uid), Some(user.gid)).expect("we are root");
-        }
-        Some(Disk { dir })
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.dir).status();
-    }
 }
 
 #[test]

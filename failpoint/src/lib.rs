@@ -108,6 +108,10 @@ pub const POINTS: &[&str] = &[
     "comeback.saved",
     "comeback.rewound",
     "comeback.given-up",
+    "switchover.checkpointing",
+    "switchover.checkpointed",
+    "switchover.beginning",
+    "switchover.begun",
     "switchover.draining",
     "switchover.drained",
 ];

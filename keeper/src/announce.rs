@@ -106,7 +106,7 @@ impl Teller {
     /// Shows a hook's failure until it succeeds.
     fn complain(&self, hook: &'static str, why: Option<String>) {
         let trouble = why.map(|cause| OutsideTrouble {
-            code: "ST2301".to_owned(),
+            code: "ST2311".to_owned(),
             what: format!("hook {hook} failed"),
             cause,
             next: "see the keeper's log for what it said; the notice goes when the hook succeeds".to_owned(),

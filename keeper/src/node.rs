@@ -2,6 +2,7 @@
 
 mod certificates;
 mod group;
+mod planned;
 mod service;
 
 use crate::announce::Teller;
@@ -226,6 +227,7 @@ impl Keeper {
             local: self.local.clone(),
         };
         self.tasks.spawn(teller.run(self.stop.clone()));
+        self.tasks.spawn(planned::keep_plans(self.clone(), spec.clone()));
         match spec.zip(self.config.postgresql.clone()) {
             Some((spec, node)) => self.drive(spec, node).await,
             None => service::be_witness(&self).await,

@@ -1,10 +1,11 @@
 //! What people ask of a cluster, and what they get back. Every surface (command line, REST, UI) makes these values;
 //! `cluster::decide` turns them into a new state or a refusal.
 
+use crate::failover::Candidate;
 use crate::names::{NodeName, Site};
 use crate::settings::Settings;
 use crate::state::{ReplicaKind, Role};
-use crate::units::Millis;
+use crate::units::{Millis, WallTime};
 use serde::{Deserialize, Serialize};
 
 /// Who asks, and why.
@@ -86,6 +87,30 @@ pub enum Command {
         /// Which.
         id: String,
     },
+    /// Make another node the primary, in order and without loss.
+    Switchover {
+        /// The node asked for; the best one when absent.
+        to: Option<NodeName>,
+        /// When; now when absent.
+        at: Option<WallTime>,
+    },
+    /// Take back a switchover that has not begun.
+    CancelSwitchover,
+    /// Make another node the primary without the help of the present one.
+    Failover {
+        /// The node asked for; the best one when absent.
+        to: Option<NodeName>,
+        /// The most that may be lost, in bytes of log; `u64::MAX` for whatever it takes. Refused when absent.
+        loss_bytes_max: Option<u64>,
+    },
+    /// Stop automatic failover for a while.
+    Pause {
+        /// How long; it ends by itself.
+        #[serde(rename = "for")]
+        span: Millis,
+    },
+    /// Let automatic failover go on.
+    Resume,
 }
 
 /// Changes to a member; absent fields stay.
@@ -126,6 +151,12 @@ pub struct Outcome {
     /// Id of the operation that carries it out, if it takes longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
+    /// Id of the change of primary, if it is one: of a planned switchover or of an attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<String>,
+    /// Before a change of primary: who can take over and who cannot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
     /// The token, shown once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,

@@ -149,12 +149,22 @@ codes! {
     durability_degraded = "ST2204", exit exit::FAILED, "fewer synchronous replicas than the commit mode asks for";
     /// Nothing answers as the primary.
     primary_down = "ST2205", exit exit::FAILED, "the primary does not accept connections";
+    /// No node can take over in order now.
+    switchover_refused = "ST2301", exit exit::REFUSED, "switchover refused";
+    /// A failover would lose more than was accepted, or is not needed.
+    failover_refused = "ST2302", exit exit::REFUSED, "failover refused";
+    /// The old primary was confirmed, or the plan was given up.
+    change_undone = "ST2303", exit exit::FAILED, "change of primary was taken back";
+    /// Another node than the one asked for became the primary.
+    other_primary = "ST2304", exit exit::OTHERWISE, "another node became the primary";
+    /// It cannot be told what became of a change of primary.
+    change_unknown = "ST2305", exit exit::UNKNOWN, "outcome of the change of primary unknown";
+    /// Automatic failover is paused.
+    failover_paused = "ST2306", exit exit::REFUSED, "automatic failover is paused";
     /// A program that the node's owner wants run failed.
-    hook_failed = "ST2301", exit exit::FAILED, "hook failed";
+    hook_failed = "ST2311", exit exit::FAILED, "hook failed";
     /// The DNS server was not told who is primary.
-    dns_failed = "ST2302", exit exit::FAILED, "address not updated in DNS";
-    /// The floating address was not taken or given up.
-    floating_address = "ST2303", exit exit::FAILED, "floating address not moved";
+    dns_failed = "ST2312", exit exit::FAILED, "address not updated in DNS";
     /// A clone failed and may be tried again.
     clone_failed = "ST3001", exit exit::FAILED, "base backup failed";
     /// The backup did not match its manifest.

@@ -1,11 +1,11 @@
 //! A change of primary in progress, as it is recorded in consensus: every keeper reads it and does its own part, and
 //! any keeper can take it further. What may follow what is decided in `cluster::failover`.
 
-use crate::names::NodeId;
+use crate::names::{NodeId, NodeName};
 use crate::state::Rule;
 use crate::units::{Epoch, Lsn, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Why and how a change of primary was begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +115,10 @@ pub struct Failover {
     pub because: String,
     /// Who asked for it.
     pub actor: String,
+    /// Which request made it: a planned switchover (`sw_` and a number), or the mark of a forced failover, so that one
+    /// whose answer was lost is recognised when it is decided again. Empty for what the cluster begins by itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub request: String,
     /// How far it is.
     pub phase: FailoverPhase,
     /// Who was recruited when the winner was chosen, and what they held.
@@ -139,4 +143,123 @@ pub struct Failover {
     pub started_at: WallTime,
     /// When each phase began.
     pub phases: Vec<PhaseTime>,
+    /// Why it was taken back, where it was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ended_because: String,
+}
+
+impl Failover {
+    /// The node that was asked for, if one was.
+    pub fn asked_for(&self) -> Option<NodeId> {
+        match self.kind {
+            FailoverKind::Automatic => None,
+            FailoverKind::Switchover { to } | FailoverKind::Forced { to, .. } => to,
+        }
+    }
+
+    /// When it entered a phase, if it did.
+    pub fn entered(&self, phase: FailoverPhase) -> Option<WallTime> {
+        self.phases.iter().find(|time| time.phase == phase).map(|time| time.at)
+    }
+}
+
+/// How far a planned switchover is before it becomes an attempt, or how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "stage")]
+pub enum PlanStage {
+    /// Its time has not come.
+    Waiting,
+    /// The primary writes a checkpoint while it serves, so that it stops quickly later.
+    Checkpoint,
+    /// The candidates write a restartpoint.
+    Restartpoint,
+    /// It became this attempt.
+    Begun {
+        /// Id of the attempt.
+        failover: String,
+    },
+    /// It was given up before anything was changed.
+    Dropped {
+        /// Why.
+        reason: String,
+    },
+    /// Somebody took it back.
+    Cancelled {
+        /// Who.
+        by: String,
+    },
+}
+
+/// A switchover that somebody asked for, from the wish to the attempt that it becomes. The primary serves all the time
+/// until that attempt begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedSwitchover {
+    /// `sw_` and a number.
+    pub id: String,
+    /// The mark of the request that made it.
+    pub request: String,
+    /// The primary then; another one makes the plan void.
+    pub from: NodeId,
+    /// The node asked for; the best one when absent.
+    #[serde(default)]
+    pub to: Option<NodeId>,
+    /// The epoch then; another one makes the plan void.
+    pub epoch: Epoch,
+    /// Who asked for it.
+    pub actor: String,
+    /// Why; may be empty.
+    pub because: String,
+    /// When it was asked for.
+    pub asked_at: WallTime,
+    /// When it is to happen.
+    pub at: WallTime,
+    /// Whether a time was asked for.
+    pub scheduled: bool,
+    /// How far it is.
+    #[serde(flatten)]
+    pub stage: PlanStage,
+    /// When the primary's checkpoint was begun.
+    #[serde(default)]
+    pub checkpoint_at: Option<WallTime>,
+    /// When it was done, and restartpoints were begun.
+    #[serde(default)]
+    pub restartpoint_at: Option<WallTime>,
+    /// Candidates whose restartpoint is done.
+    #[serde(default)]
+    pub ready: BTreeSet<NodeId>,
+    /// When it became an attempt, or was given up.
+    #[serde(default)]
+    pub ended_at: Option<WallTime>,
+}
+
+impl PlannedSwitchover {
+    /// Whether it still may become an attempt.
+    pub fn is_open(&self) -> bool {
+        match self.stage {
+            PlanStage::Waiting | PlanStage::Checkpoint | PlanStage::Restartpoint => true,
+            PlanStage::Begun { .. } | PlanStage::Dropped { .. } | PlanStage::Cancelled { .. } => false,
+        }
+    }
+}
+
+/// One candidate before a change of primary, for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Its name.
+    pub node: NodeName,
+    /// Whether it can take over now.
+    pub eligible: bool,
+    /// Whether it is the one that would be chosen, as far as can be told.
+    pub expected: bool,
+    /// Log that it has not applied, in bytes, where known.
+    pub lag_bytes: Option<u64>,
+    /// How old its data is, in seconds, where known.
+    pub lag_seconds: Option<f64>,
+    /// Failover preference.
+    pub priority: u32,
+    /// Without the primary's help: the most that would be lost, in bytes; absent where unknown.
+    #[serde(default)]
+    pub loss_bytes: Option<u64>,
+    /// Why it cannot take over, with value and threshold; empty if it can.
+    pub reason: String,
 }

@@ -3,6 +3,7 @@
 //! Floor 1: everything may use this room, and it uses nothing of ours. It holds no decisions (see `cluster`) and does
 //! no I/O, reads no clock and draws no random numbers.
 
+pub mod change;
 pub mod command;
 pub mod error;
 pub mod failover;

@@ -32,6 +32,12 @@ pub const SETTINGS_HISTORY_MAX: usize = 50;
 pub const HISTORY_MAX: usize = 200;
 /// Kept changes of primary.
 pub const FAILOVERS_MAX: usize = 20;
+/// Kept switchovers that people asked for.
+pub const SWITCHOVERS_MAX: usize = 20;
+/// A switchover that could not begin within this time of the time it was asked for is not made up for later.
+pub const SWITCHOVER_MISSED_AFTER: Millis = Millis::from_secs(300);
+/// Longest pause of automatic failover: a forgotten one must end.
+pub const PAUSE_MAX: Millis = Millis::from_secs(7 * 86_400);
 /// Kept operations.
 pub const OPERATIONS_MAX: usize = 20;
 /// Kept tokens.

@@ -2,6 +2,7 @@
 //!
 //! The shape and the defaults are here; checking, comparing and explaining them is `cluster::settings`.
 
+use crate::names::Site;
 use crate::units::Millis;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -157,8 +158,30 @@ pub struct Settings {
     /// Whether replication and client connections between nodes use TLS under the cluster CA. Off only for servers
     /// built without TLS.
     pub tls: bool,
+    /// What the cluster may do about its primary by itself.
+    pub failover: FailoverSettings,
     /// What belongs to PostgreSQL.
     pub postgresql: PostgresqlSettings,
+}
+
+/// What the cluster may do about its primary by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailoverSettings {
+    /// Whether a primary that is gone is replaced without a person.
+    pub automatic: bool,
+    /// Whether a node of another site than the primary's may take over by itself.
+    pub cross_site: bool,
+    /// Sites that may take over in any case.
+    pub sites: Vec<Site>,
+    /// Where commits wait for no replica: the most that may be lost, in bytes of log.
+    pub loss_max: Size,
+}
+
+impl Default for FailoverSettings {
+    fn default() -> FailoverSettings {
+        FailoverSettings { automatic: true, cross_site: true, sites: Vec::new(), loss_max: Size(16 << 20) }
+    }
 }
 
 /// The part of the settings that belongs to PostgreSQL.
@@ -184,6 +207,7 @@ impl Default for Settings {
             slot_retention_size: Size(10 << 30),
             clone_rate: Size(0),
             tls: true,
+            failover: FailoverSettings::default(),
             postgresql: PostgresqlSettings::default(),
         }
     }

@@ -3,7 +3,7 @@
 //! It holds decisions, not telemetry: members, the durability rule, settings, tokens, running operations and history.
 //! What may follow what is decided in `cluster`; secrets (CA key, passwords) are in a document of their own.
 
-use crate::failover::Failover;
+use crate::failover::{Failover, PlannedSwitchover};
 use crate::names::{ClusterId, ClusterName, NodeId, NodeName, Site};
 use crate::settings::{CommitMode, Settings};
 use crate::units::{Epoch, Lsn, SystemId, WallTime};
@@ -375,6 +375,9 @@ pub struct ClusterState {
     /// Changes of primary that ended, newest last; bounded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failovers: Vec<Failover>,
+    /// Switchovers that people asked for, newest last; at most one of them open; bounded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub switchovers: Vec<PlannedSwitchover>,
     /// Automatic failover waits until somebody resumes it, or until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<Pause>,
@@ -429,6 +432,18 @@ impl ClusterState {
     /// The member with this name.
     pub fn by_name(&self, name: &NodeName) -> Option<&Member> {
         self.members.values().find(|member| member.name == *name)
+    }
+    /// The switchover that somebody asked for and that has not begun yet.
+    pub fn planned_switchover(&self) -> Option<&PlannedSwitchover> {
+        self.switchovers.iter().find(|plan| plan.is_open())
+    }
+    /// The pause, unless its time is over.
+    pub fn paused_now(&self, wall: WallTime) -> Option<&Pause> {
+        self.paused.as_ref().filter(|pause| pause.until.is_none_or(|until| wall < until))
+    }
+    /// The attempt with this id, in progress or ended.
+    pub fn failover_named(&self, id: &str) -> Option<&Failover> {
+        self.failovers.iter().chain(&self.failover).find(|failover| failover.id == id)
     }
     /// The member that the rule names as primary.
     pub fn primary(&self) -> Option<&Member> {

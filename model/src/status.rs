@@ -177,6 +177,9 @@ pub struct NodeStatus {
     pub peer_address: String,
     /// Failover preference.
     pub priority: u32,
+    /// Applying is paused by `pg_wal_replay_pause`.
+    #[serde(default)]
+    pub replay_paused: bool,
     /// Parameters that wait for a restart.
     #[schema(value_type = Object)]
     pub pending_restart: BTreeMap<String, PendingRestart>,
@@ -277,6 +280,50 @@ pub struct ClusterStatus {
     pub settings_version: u64,
     /// Running operation, if any: id and sentence.
     pub operation: Option<(String, String)>,
+    /// Automatic failover is paused.
+    #[serde(default)]
+    pub paused: Option<PausedStatus>,
+    /// A switchover that has not begun yet.
+    #[serde(default)]
+    pub planned_switchover: Option<PlannedStatus>,
+    /// A change of primary in progress: id and sentence.
+    #[serde(default)]
+    pub failover: Option<(String, String)>,
+}
+
+/// Automatic failover was stopped by a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PausedStatus {
+    /// Who.
+    pub actor: String,
+    /// Why; may be empty.
+    pub reason: String,
+    /// Since when.
+    #[schema(value_type = i64)]
+    pub since: WallTime,
+    /// Until when.
+    #[schema(value_type = Option<i64>)]
+    pub until: Option<WallTime>,
+}
+
+/// A switchover that somebody asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PlannedStatus {
+    /// Its id.
+    pub id: String,
+    /// When.
+    #[schema(value_type = i64)]
+    pub at: WallTime,
+    /// The primary now.
+    #[schema(value_type = String)]
+    pub from: NodeName,
+    /// The node asked for.
+    #[schema(value_type = Option<String>)]
+    pub to: Option<NodeName>,
+    /// Who asked for it.
+    pub actor: String,
+    /// Whether a time was asked for.
+    pub scheduled: bool,
 }
 
 impl ClusterStatus {

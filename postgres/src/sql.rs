@@ -257,6 +257,19 @@ impl Sql {
         self.execute("SELECT pg_promote(false) WHERE pg_is_in_recovery()").await
     }
 
+    /// Writes a checkpoint at once; on a replica, a restartpoint up to the newest checkpoint that it has replayed. May
+    /// take minutes on a large server, on a connection of its own: use a `Sql` that nothing else waits for.
+    pub async fn checkpoint(&self) -> Result<(), Trouble> {
+        let client = self.control.client().await?;
+        let work = async {
+            client.simple_query("SET statement_timeout = 0").await?;
+            client.simple_query("CHECKPOINT").await
+        };
+        let done = work.await;
+        self.control.forget().await;
+        done.map(|_| ()).map_err(|error| failed("the checkpoint failed", &error))
+    }
+
     /// Writes and flushes one small log record, so that an idle primary's position moves. Gives the position after it.
     pub async fn force_record(&self) -> Result<Lsn, Trouble> {
         self.execute("SELECT pg_logical_emit_message(true, 'stemma', '')").await?;

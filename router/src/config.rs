@@ -123,6 +123,12 @@ pub struct Config {
     pub client_tls: Option<ClientTls>,
     /// TLS towards servers.
     pub server_tls: ServerTls,
+    /// Whether statements that only read may go to replicas.
+    pub split: bool,
+    /// What a read on a replica must see.
+    pub consistency: routing::Level,
+    /// Replicas that trail by more are not read.
+    pub lag_max: model::LagBytes,
     /// Who may use the admin console; empty is nobody.
     pub admins: Vec<String>,
 }
@@ -144,6 +150,9 @@ impl Default for Config {
             auth: ClientAuth::Users(Arc::default()),
             client_tls: None,
             server_tls: ServerTls::Off,
+            split: false,
+            consistency: routing::Level::Session,
+            lag_max: model::LagBytes(16 << 20),
             admins: Vec::new(),
         }
     }

@@ -317,6 +317,11 @@ impl Exchange {
             && !self.streaming
     }
 
+    /// Whether a segment of the extended protocol, a copying or a long message is under way.
+    pub fn mid_request(&self) -> bool {
+        self.segment_open || self.copy_in || self.streaming || self.client_skip > 0
+    }
+
     /// Whether the client waits for nothing, so that a word of ours may be put in.
     pub fn quiet(&self) -> bool {
         self.ring.is_empty() && !self.segment_open && self.server_skip == 0 && self.client_skip == 0

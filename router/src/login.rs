@@ -34,6 +34,10 @@ impl Drop for Counted {
 enum Out {
     /// It hung up, or needed only a word.
     Gone,
+    /// It replicates: from now on it and this server just stream.
+    Replication(Box<crate::server::Server>),
+    /// It is let in to the console.
+    Administrator,
     /// It is told this.
     Refused(Refusal),
     /// It is told what the server says.
@@ -70,10 +74,21 @@ async fn enter(worker: Rc<Worker>, socket: TcpStream) -> Option<Session> {
         Ok(Admitted { entry, settings, reported, mode }) => {
             Some(Session::new(worker, entry, stream, settings, &reported, mode))
         }
+        Err(Out::Replication(server)) => {
+            tokio::task::spawn_local(replicate(worker, stream, *server));
+            None
+        }
+        Err(Out::Administrator) => {
+            // The login's deadline does not bind who is in.
+            tokio::task::spawn_local(async move {
+                let _ = crate::admin::serve(worker, stream).await;
+            });
+            None
+        }
         Err(out) => {
             let mut bytes = Vec::new();
             match out {
-                Out::Gone => return None,
+                Out::Gone | Out::Administrator | Out::Replication(_) => return None,
                 Out::Refused(refusal) => refusal.write("FATAL", &mut bytes),
                 Out::Server(error) => error.write("FATAL", &mut bytes),
             }
@@ -123,9 +138,6 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Ou
     let user = start.get("user").filter(|user| !user.is_empty());
     let user = user.ok_or_else(|| Refusal::protocol("the client gave no user").sqlstate("28000"))?.to_owned();
     let database = start.get("database").filter(|name| !name.is_empty()).unwrap_or(&user).to_owned();
-    if start.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
-        return Err(Refusal::unsupported("replication through the router").into());
-    }
     let unknown: Vec<&str> = start.extensions().collect();
     if start.minor > 0 || !unknown.is_empty() {
         let mut out = Vec::new();
@@ -133,6 +145,16 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Ou
         stream.write_all(&out).await?;
     }
     authenticate(worker, stream, &user, &database).await?;
+    if start.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
+        return Err(Out::Replication(open_replication(worker, &start, &database, &user).await?));
+    }
+    if matches!(database.as_str(), "stemma" | "pgbouncer") {
+        return if config.admins.contains(&user) {
+            Err(Out::Administrator)
+        } else {
+            Err(Refusal::authentication(format!("user \"{user}\" may not use the console")).sqlstate("42501").into())
+        };
+    }
     let settings = Arc::new(settings_of(&start)?);
     let reported = welcome(worker, &database, &user, &settings).await?;
     let entry = worker.register(|pid| ClientEntry::new(pid, &user, &database));
@@ -148,6 +170,46 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Ou
         return Err(error.into());
     }
     Ok(Admitted { entry, settings, reported, mode: config.mode })
+}
+
+/// A connection to the primary for a client that speaks the replication protocol: its own, with the client's words.
+async fn open_replication(
+    worker: &Rc<Worker>,
+    start: &Start,
+    database: &str,
+    user: &str,
+) -> Result<Box<crate::server::Server>, Out> {
+    let pool = worker.primary_pool(database, user);
+    let pool = pool.ok_or_else(|| Refusal::no_primary("the cluster has no primary now"))?;
+    let slot = pool.shared.reserve();
+    let slot = slot.ok_or_else(|| Refusal::pool_exhausted("no connection is free for replication"))?;
+    let passed = |name: &str| !matches!(name, "user" | "database") && !name.starts_with("_pq_.");
+    let parameters: Vec<(&str, &str)> = start
+        .parameters
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .filter(|(name, _)| passed(name))
+        .collect();
+    let connected = crate::server::connect_with(slot, &worker.config(), worker.proof(user), &parameters).await;
+    connected.map(Box::new).map_err(Out::Server)
+}
+
+/// Lets a client and its server stream until one of them ends.
+async fn replicate(worker: Rc<Worker>, mut client: Stream, mut server: crate::server::Server) {
+    let key = &server.slot.pool().key;
+    let entry = worker.register(|pid| ClientEntry::new(pid, &key.user, &key.database));
+    *entry.running.borrow_mut() = Some(server.key.clone());
+    let mut out = Vec::new();
+    build::authentication_ok(&mut out);
+    for (name, value) in server.reported.iter() {
+        build::parameter_status(&mut out, name, value);
+    }
+    build::backend_key(&mut out, entry.pid, &entry.secret);
+    build::ready(&mut out, b'I');
+    if client.write_all(&out).await.is_ok() {
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server.stream).await;
+    }
+    worker.unregister(entry.pid);
 }
 
 /// Reads first messages until one starts a session.

@@ -33,7 +33,7 @@ pub async fn obtain(
     mut target: impl FnMut() -> Option<Rc<Pool>>,
 ) -> Result<Server, Failure> {
     let config = worker.config();
-    let hold_until = Instant::now() + config.hold_max;
+    let mut hold_until = Instant::now() + config.hold_max;
     let mut why = String::new();
     loop {
         let mut news = worker.global.topology.subscribe();
@@ -44,6 +44,10 @@ pub async fn obtain(
             }
         }
         let now = Instant::now();
+        if crate::admin::is_paused(worker) {
+            // An administrator holds it, for as long as they like.
+            hold_until = now + config.hold_max;
+        }
         if now >= hold_until {
             let seconds = config.hold_max.as_secs_f32();
             let refusal = Refusal::no_primary(format!("no primary took the statement within {seconds} s"));
@@ -54,7 +58,8 @@ pub async fn obtain(
     }
 }
 
-async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Server, Failure> {
+/// A connection from one pool: an idle one, a new one, or the next that is given back.
+pub async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Server, Failure> {
     if let Some(server) = pool.take() {
         return Ok(server);
     }

@@ -204,8 +204,18 @@ impl From<io::Error> for ConnectError {
 
 /// Connects and logs in.
 pub async fn connect(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Server, ConnectError> {
+    connect_with(slot, config, proof, &[]).await
+}
+
+/// The same with further startup parameters.
+pub async fn connect_with(
+    slot: Slot,
+    config: &Config,
+    proof: Option<Proof>,
+    parameters: &[(&str, &str)],
+) -> Result<Server, ConnectError> {
     let node = slot.pool().key.node.clone();
-    match tokio::time::timeout(config.connect_timeout, login(slot, config, proof)).await {
+    match tokio::time::timeout(config.connect_timeout, login(slot, config, proof, parameters)).await {
         Ok(done) => done,
         Err(_) => Err(ConnectError::Unreachable(format!("{node} did not answer in time"))),
     }
@@ -254,14 +264,21 @@ pub async fn read_message(stream: &mut Stream, buffer: &mut Vec<u8>) -> io::Resu
     Ok(head)
 }
 
-async fn login(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Server, ConnectError> {
+async fn login(
+    slot: Slot,
+    config: &Config,
+    proof: Option<Proof>,
+    parameters: &[(&str, &str)],
+) -> Result<Server, ConnectError> {
     let key = slot.pool().key.clone();
     let mut stream = open(&key.node, &config.server_tls).await?;
     let mut out = Vec::new();
-    build::startup(
-        &mut out,
-        &[("user", &key.user), ("database", &key.database), ("client_encoding", "UTF8"), ("application_name", "")],
-    );
+    let mut wanted = vec![("user", key.user.as_str()), ("database", key.database.as_str())];
+    match parameters {
+        [] => wanted.extend([("client_encoding", "UTF8"), ("application_name", "")]),
+        given => wanted.extend(given),
+    }
+    build::startup(&mut out, &wanted);
     stream.write_all(&out).await?;
     let mut body = Vec::new();
     authenticate(&mut stream, &mut body, &key, proof).await?;

@@ -10,11 +10,15 @@ use crate::exchange::Exchange;
 use crate::obtain::{self, Failure};
 use crate::pool::Pool;
 use crate::prepared::ClientStatements;
+use crate::reads::{self, Reading};
 use crate::refusal::Refusal;
 use crate::server::{CancelKey, Reported, Server};
 use crate::settings::Settings;
 use crate::stream::Stream;
+use crate::topology::NodeAddr;
 use crate::worker::{CatalogEntry, Worker};
+use model::NodeId;
+use routing::consistency::Ack;
 use routing::{Encoding, Lexing};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -89,6 +93,8 @@ impl ClientEntry {
 enum Turn {
     /// The client's next message needs a server, and none is free.
     Acquire,
+    /// The client's next read needs a position of the primary.
+    Position(Ack),
     /// The server is gone, or spoke nonsense.
     ServerLost(String),
     /// The client is gone, or has said goodbye.
@@ -133,6 +139,18 @@ pub struct Session {
     refusal: Vec<u8>,
     /// News of the servers that were taken in.
     generation: u64,
+    /// What its reads must see.
+    reading: Reading,
+    /// The replica that is attached, and since when.
+    replica: Option<(NodeId, Instant)>,
+    /// The request at hand is for the primary, whatever it looks like.
+    primary_only: bool,
+    /// What is waited for goes to this replica.
+    wanted: Option<(NodeId, NodeAddr)>,
+    /// The length of the read that the attached replica was taken for.
+    limit: Option<usize>,
+    /// What follows is not for the replica that is attached.
+    leaving: bool,
 }
 
 impl Session {
@@ -146,6 +164,12 @@ impl Session {
         mode: PoolMode,
     ) -> Session {
         let catalog = worker.catalog(&entry.database);
+        let now = Instant::now();
+        if worker.config().split && catalog.is_due(now) {
+            catalog.mark_read(now);
+            let (database, user) = (entry.database.clone(), entry.user.clone());
+            tokio::task::spawn_local(reads::load_catalog(worker.clone(), database, user));
+        }
         Session {
             generation: worker.generation(),
             worker,
@@ -167,6 +191,12 @@ impl Session {
             pause_until: None,
             held_until: None,
             refusal: Vec::new(),
+            reading: Reading::default(),
+            replica: None,
+            primary_only: false,
+            wanted: None,
+            limit: None,
+            leaving: false,
         }
     }
 
@@ -184,6 +214,11 @@ impl Session {
                         Err(Failure::Refused(refusal)) => self.refuse_next(|out| refusal.write("ERROR", out)),
                         Err(Failure::Server(error)) => self.refuse_next(|out| error.write("ERROR", out)),
                     }
+                }
+                Turn::Position(ack) => {
+                    let (database, user) = (&self.entry.database, &self.entry.user);
+                    let found = Box::pin(reads::position(&self.worker, database, user, ack)).await;
+                    self.primary_only |= !found;
                 }
                 Turn::ServerLost(why) => {
                     if !self.server_lost(&why) {
@@ -250,12 +285,42 @@ impl Session {
             let mut news = worker.global.topology.subscribe();
             let _ = tokio::time::timeout_at(until.into(), news.changed()).await;
         }
-        let obtained = obtain::obtain(&worker, &entry.user, || worker.primary_pool(&entry.database, &entry.user));
-        tokio::select! {
+        let wanted = self.wanted.take();
+        let wanted_copy = wanted.clone();
+        let on_replica = async {
+            let (node, addr) = wanted?;
+            let pool = worker.replica_pool(&entry.database, &entry.user, addr);
+            match obtain::from_pool(&worker, &pool, &entry.user).await {
+                Ok(server) => Some((node, server)),
+                // The primary can do all that a replica can.
+                Err(_) => None,
+            }
+        };
+        let obtained = async {
+            if let Some((node, server)) = on_replica.await {
+                return Ok((Some(node), server));
+            }
+            let find = || worker.primary_pool(&entry.database, &entry.user);
+            obtain::obtain(&worker, &entry.user, find).await.map(|server| (None, server))
+        };
+        let found = tokio::select! {
             biased;
             server = obtained => server,
             () = obtain::client_gone(&self.client) => Err(Failure::ClientGone),
+        };
+        if let (Some((node, _)), Ok((None, _)) | Err(_)) = (&wanted_copy, &found) {
+            self.read_failed(*node);
         }
+        found.map(|(node, server)| {
+            self.replica = node.map(|node| (node, Instant::now()));
+            server
+        })
+    }
+
+    /// A replica that was chosen did not serve.
+    fn read_failed(&mut self, node: NodeId) {
+        let level = self.worker.config().consistency;
+        self.worker.reads.borrow_mut().on_replica(&mut self.reading, node, Instant::now(), level, true);
     }
 
     fn attach(&mut self, server: Server) {
@@ -311,7 +376,7 @@ impl Session {
         }
         self.retries = 0;
         self.held_until = None;
-        if self.mode == PoolMode::Session || self.unread || self.entry.cancels.get() > 0 {
+        if self.mode == PoolMode::Session || (self.unread && !self.leaving) || self.entry.cancels.get() > 0 {
             return;
         }
         if self.exchange.state().is_pinned() {
@@ -325,6 +390,9 @@ impl Session {
             server.settings = self.exchange.state().settings().clone();
         }
         *self.entry.running.borrow_mut() = None;
+        self.leaving = false;
+        self.primary_only = false;
+        self.remember_read();
         if !self.entry.pins.borrow().is_empty() {
             self.entry.pins.borrow_mut().clear();
         }

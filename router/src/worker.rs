@@ -2,11 +2,13 @@
 //! here is locked; other threads speak to it by mail.
 
 use crate::Global;
+use crate::admin::ClientRow;
 use crate::config::Config;
 use crate::login;
 use crate::out::Out;
 use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool};
 use crate::prepared::Interner;
+use crate::reads::Reads;
 use crate::scram::Proof;
 use crate::session::ClientEntry;
 use crate::topology::{NodeAddr, Topology};
@@ -16,7 +18,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// How much is read at once. Large enough that a megabyte of rows takes few calls, small enough for the cache.
 const READ_BYTES: usize = 128 << 10;
@@ -47,6 +49,10 @@ pub enum Mail {
         /// What it was told.
         secret: Vec<u8>,
     },
+    /// What this worker's clients do.
+    Survey(oneshot::Sender<Vec<ClientRow>>),
+    /// An administrator ends a client.
+    Kill(u32),
     /// End: clients are told, and the thread returns.
     Stop,
 }
@@ -96,6 +102,10 @@ pub struct Worker {
     generation: Cell<u64>,
     proofs: RefCell<HashMap<String, Proof>>,
     catalogs: RefCell<HashMap<String, Rc<CatalogEntry>>>,
+    /// What is known for reads on replicas.
+    pub reads: RefCell<Reads>,
+    /// Told when a position of the primary was heard.
+    pub positions: Notify,
 }
 
 /// What is known of one database, with a number that changes with it.
@@ -136,6 +146,7 @@ impl CatalogEntry {
 impl Worker {
     fn new(index: usize, global: Arc<Global>) -> Rc<Worker> {
         let topology = Arc::new(global.topology.borrow().clone());
+        let reads = RefCell::new(Reads::new(&topology));
         Rc::new(Worker {
             index,
             global,
@@ -153,6 +164,8 @@ impl Worker {
             generation: Cell::new(1),
             proofs: RefCell::default(),
             catalogs: RefCell::default(),
+            reads,
+            positions: Notify::new(),
         })
     }
 
@@ -184,6 +197,9 @@ impl Worker {
 
     /// The pool for everything, where there is a primary.
     pub fn primary_pool(&self, database: &str, user: &str) -> Option<Rc<Pool>> {
+        if crate::admin::is_paused(self) {
+            return None;
+        }
         let topology = self.topology();
         let primary = topology.primary.as_ref()?;
         let key = PoolKey {
@@ -193,6 +209,12 @@ impl Worker {
             purpose: Purpose::Write(topology.epoch),
         };
         Some(self.pool(&key))
+    }
+
+    /// The pool for reads on a replica.
+    pub fn replica_pool(&self, database: &str, user: &str, node: NodeAddr) -> Rc<Pool> {
+        let (database, user) = (database.to_owned(), user.to_owned());
+        self.pool(&PoolKey { database, user, node, purpose: Purpose::Read })
     }
 
     /// What is known of a database.
@@ -294,6 +316,17 @@ impl Worker {
                         tokio::task::spawn_local(crate::cancel::forward(self.clone(), entry));
                     }
                 }
+                Mail::Survey(reply) => {
+                    let clients = self.clients.borrow();
+                    let _ = reply.send(clients.values().map(|entry| ClientRow::of(entry, self.index)).collect());
+                }
+                Mail::Kill(pid) => {
+                    let entry = self.clients.borrow().get(&(pid & ((1 << CLIENT_BITS) - 1))).cloned();
+                    if let Some(entry) = entry {
+                        entry.killed.set(true);
+                        entry.wake();
+                    }
+                }
                 Mail::Stop => return,
             }
         }
@@ -303,8 +336,16 @@ impl Worker {
         let mut news = self.global.topology.subscribe();
         while news.changed().await.is_ok() {
             let topology = Arc::new(news.borrow_and_update().clone());
+            let before = std::mem::replace(&mut *self.topology.borrow_mut(), topology.clone());
+            self.reads.borrow_mut().told(&topology);
+            // Positions change all the time; who is what, seldom.
+            let replicas = |of: &Topology| of.replicas.iter().map(|node| node.addr.clone()).collect::<Vec<_>>();
+            if (before.epoch, &before.primary) == (topology.epoch, &topology.primary)
+                && replicas(&before) == replicas(&topology)
+            {
+                continue;
+            }
             self.generation.set(self.generation.get() + 1);
-            *self.topology.borrow_mut() = topology.clone();
             self.pools.borrow_mut().retain(|key, pool| {
                 let lives = match key.purpose {
                     Purpose::Write(epoch) => {

@@ -347,7 +347,7 @@ impl World {
         let now = primary.server.senders.iter().map(|(node, sender)| {
             let behind = model::LagBytes((primary.disk.flushed - sender.flushed.min(primary.disk.flushed)) as u64);
             let streaming = sender.streaming && self.now < sender.heard_at + 1_000;
-            (*node, cluster::failover::switchover::ReplicaNow { streaming, behind, paused: false })
+            (*node, cluster::failover::switchover::ReplicaNow { streaming, behind: Some(behind), paused: false })
         });
         let policy = cluster::failover::Policy::default();
         let serves = primary.server.running == Running::Primary;

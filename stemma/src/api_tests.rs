@@ -53,7 +53,15 @@ impl console::Backend for Recorder {
             if refused {
                 return Err(Trouble::target_is_primary("pg-1 is the primary", "choose a replica"));
             }
-            Ok(Outcome { text: "done".to_owned(), changed: true, operation: None, token, notes: Vec::new() })
+            Ok(Outcome {
+                text: "done".to_owned(),
+                changed: true,
+                operation: None,
+                failover: None,
+                candidates: Vec::new(),
+                token,
+                notes: Vec::new(),
+            })
         })
     }
     fn authorise(&self, bearer: Option<&str>) -> Result<String, Trouble> {

@@ -122,6 +122,25 @@ pub enum Command {
         after_help = "Examples:\n  stemma restart --rolling\n  stemma restart --rolling --pending\n  stemma restart --rolling n2 n3 --no-wait"
     )]
     Restart(RestartArgs),
+    /// Make another node the primary, in order and without loss
+    #[command(
+        after_help = "Examples:\n  stemma switchover --to n2\n  stemma switchover --dry-run\n  stemma switchover --to n2 --at 2030-01-31T02:30:00Z   (or --at +2h)\n  stemma switchover --cancel"
+    )]
+    Switchover(SwitchoverArgs),
+    /// Make another node the primary without the help of the present one
+    #[command(
+        after_help = "Examples:\n  stemma failover --best                                   (shows what would be lost, changes nothing)\n  stemma failover --best --accept-data-loss 16MB\n  stemma failover --to n3 --accept-data-loss unknown"
+    )]
+    Failover(FailoverArgs),
+    /// Stop automatic failover for a while
+    #[command(after_help = "Examples:\n  stemma pause --for 30m --reason \"moving cables\"\n  stemma resume")]
+    Pause {
+        /// How long; it ends by itself
+        #[arg(long = "for", value_name = "SPAN")]
+        span: Span,
+    },
+    /// Let automatic failover go on
+    Resume,
     /// Long actions
     #[command(subcommand)]
     Op(OpCommand),
@@ -131,6 +150,9 @@ pub enum Command {
         /// Show only so many, the newest
         #[arg(long, short = 'n', value_name = "N")]
         limit: Option<usize>,
+        /// Only changes of primary, each with what came of it
+        #[arg(long)]
+        failovers: bool,
     },
     /// Configuration for other programs, made from the cluster as it is
     #[command(subcommand)]
@@ -157,12 +179,12 @@ pub enum Command {
     /// Certificates of the nodes
     #[command(subcommand)]
     Cert(CertCommand),
-    /// Explain an error code, offline
+    /// Explain an error code (offline) or a change of primary
     #[command(
-        after_help = "Examples:\n  stemma explain ST2107\n  stemma explain ST3012 -o json\n  stemma explain --all"
+        after_help = "Examples:\n  stemma explain ST2107\n  stemma explain last-failover\n  stemma explain fo_7 -o json\n  stemma explain --all"
     )]
     Explain {
-        /// The code, for example ST2107
+        /// A code as ST2107, a change of primary as fo_7 or sw_5, or last-failover
         #[arg(required_unless_present = "all")]
         code: Option<String>,
         /// List all codes
@@ -184,6 +206,32 @@ pub enum Command {
         /// Begin a session of its own, so that the end of the terminal does not end the keeper
         #[arg(long, hide = true)]
         new_session: bool,
+    },
+    /// Run a router on its own, for the cluster whose nodes its file (--config) names
+    #[command(
+        after_help = "The file:\n  nodes = [\"http://db1:8008\", \"http://db2:8008\"]\n  [router]\n  listen = \"0.0.0.0:6432\"\n  users_file = \"/etc/stemma/users.txt\"\nThe keys of [router] are in docs/configuration.md; it may also stand in a node file, then `stemma run` runs the router."
+    )]
+    Router,
+    /// How a driver writes down where the router is
+    #[command(
+        after_help = "Examples:\n  stemma dsn --for psycopg --host db.example.org:6432 --database shop --user ann"
+    )]
+    Dsn {
+        /// The driver
+        #[arg(long = "for", value_name = "DRIVER")]
+        driver: String,
+        /// Where the router listens; may be given more than once
+        #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6432")]
+        host: Vec<String>,
+        /// The database
+        #[arg(long, default_value = "postgres")]
+        database: String,
+        /// The user
+        #[arg(long, default_value = "postgres")]
+        user: String,
+        /// CA of the router's certificate, for connections with TLS
+        #[arg(long, value_name = "FILE")]
+        ca_file: Option<String>,
     },
     /// Asks a server on behalf of `stemma init --adopt`
     #[command(hide = true)]
@@ -430,6 +478,40 @@ pub struct RestartArgs {
     /// Only these nodes
     #[arg(value_name = "NODE")]
     pub nodes: Vec<NodeName>,
+}
+
+/// `stemma switchover`
+#[derive(Debug, Args)]
+pub struct SwitchoverArgs {
+    /// The node to become the primary [default: the best one]
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<NodeName>,
+    /// When: a time with an offset, or +SPAN from now
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+    /// Take back the one that is planned
+    #[arg(long, conflicts_with_all = ["to", "at"])]
+    pub cancel: bool,
+    /// Do not wait for the end
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// `stemma failover`
+#[derive(Debug, Args)]
+pub struct FailoverArgs {
+    /// The node to become the primary
+    #[arg(long, value_name = "NODE", required_unless_present = "best")]
+    pub to: Option<NodeName>,
+    /// The node that has received most
+    #[arg(long, conflicts_with = "to")]
+    pub best: bool,
+    /// The most that may be lost, in bytes of log as in 16MB, or `unknown`
+    #[arg(long, value_name = "BOUND")]
+    pub accept_data_loss: Option<String>,
+    /// Do not wait for the end
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 /// `stemma op ...`

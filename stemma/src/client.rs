@@ -88,6 +88,13 @@ impl Client {
         self
     }
 
+    /// The same client, that only asks what would happen.
+    #[must_use]
+    pub fn dry(mut self) -> Client {
+        self.dry_run = true;
+        self
+    }
+
     /// The same client for other addresses.
     #[must_use]
     pub fn at(mut self, addresses: Vec<Address>) -> Client {

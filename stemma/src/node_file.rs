@@ -3,6 +3,7 @@
 //! out in an outage.
 
 use crate::render::finding::{Finding, did_you_mean, trouble};
+use crate::router_file::{self, Section};
 use model::Trouble;
 use model::names::{NodeName, Site};
 use std::net::{IpAddr, SocketAddr};
@@ -93,6 +94,8 @@ pub struct NodeFile {
     pub hooks: keeper::Hooks,
     /// The consensus store.
     pub consensus: ConsensusChoice,
+    /// The router beside the keeper, if there is to be one.
+    pub router: Option<Section>,
 }
 
 impl NodeFile {
@@ -111,8 +114,12 @@ impl NodeFile {
             ("[postgresql]", self.postgresql != new.postgresql),
             ("[hooks]", self.hooks != new.hooks),
             ("[consensus]", self.consensus != new.consensus),
+            ("router.listen", self.router_listen() != new.router_listen()),
         ];
         pairs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+    }
+    fn router_listen(&self) -> Option<Vec<SocketAddr>> {
+        self.router.as_ref().map(Section::listen)
     }
     /// URL under which this machine reaches the API.
     pub fn api_url(&self) -> String {
@@ -162,7 +169,15 @@ pub fn parse(text: &str) -> Result<NodeFile, Vec<Finding>> {
     if !reader.findings.is_empty() {
         return Err(reader.findings);
     }
-    let file = reader.root(root.get_ref());
+    let mut file = reader.root(root.get_ref());
+    match router_file::section(text) {
+        Ok(router) => {
+            if let Some(file) = &mut file {
+                file.router = router;
+            }
+        }
+        Err(finding) => reader.findings.push(finding),
+    }
     reader.findings.sort_by_key(|finding| (finding.line, finding.column));
     match file {
         Some(file) if reader.findings.is_empty() => Ok(file),
@@ -180,7 +195,8 @@ pub struct KeyDoc {
     pub doc: &'static str,
 }
 
-const fn key(key: &'static str, default: &'static str, doc: &'static str) -> KeyDoc {
+/// One row of the reference.
+pub(crate) const fn key(key: &'static str, default: &'static str, doc: &'static str) -> KeyDoc {
     KeyDoc { key, default, doc }
 }
 
@@ -256,7 +272,8 @@ pub const KEYS: &[KeyDoc] = &[
     key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
 ];
 
-const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "hooks", "consensus"];
+const ROOT_KEYS: &[&str] =
+    &["name", "site", "state_dir", "keeper", "api", "postgresql", "hooks", "consensus", "router"];
 const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
 const API_KEYS: &[&str] = &["listen", "advertise"];
 const POSTGRESQL_KEYS: &[&str] =
@@ -322,6 +339,7 @@ impl Reader<'_> {
             postgresql,
             hooks,
             consensus,
+            router: None,
         })
     }
 

@@ -23,7 +23,8 @@ pub fn leader_of(state: &ClusterState) -> NodeId {
 }
 
 /// Begins an attempt under the next epoch. `after` is the highest epoch the caller knew: of several that claim at once,
-/// one does. A running attempt is taken over only if its winner was chosen; before that it can simply go on.
+/// one does. A running attempt is taken over only if its winner was chosen; before that it can simply go on, unless a person accepts
+/// a loss that it may not.
 pub fn claim(
     state: &ClusterState,
     after: Epoch,
@@ -38,15 +39,19 @@ pub fn claim(
     let mut next = state.clone();
     let mut unsettled = Vec::new();
     if let Some(earlier) = next.failover.take() {
-        let (FailoverPhase::Promote, Some(rule), Some(winner)) = (earlier.phase, earlier.next.clone(), earlier.winner)
-        else {
-            return None;
-        };
-        if earlier.unsettled.len() >= UNSETTLED_MAX {
-            return None;
-        }
         unsettled.clone_from(&earlier.unsettled);
-        unsettled.push(Unsettled { rule, began: *earlier.recruited.get(&winner)? });
+        match (earlier.phase, earlier.next.clone(), earlier.winner) {
+            (FailoverPhase::Promote, Some(rule), Some(winner)) => {
+                if earlier.unsettled.len() >= UNSETTLED_MAX {
+                    return None;
+                }
+                unsettled.push(Unsettled { rule, began: *earlier.recruited.get(&winner)? });
+            }
+            // No winner was named, so nothing was promised that the rules do not bind already.
+            (FailoverPhase::Recruit, ..)
+                if earlier.kind == FailoverKind::Automatic && matches!(kind, FailoverKind::Forced { .. }) => {}
+            _ => return None,
+        }
         archive(&mut next, earlier, FailoverPhase::Superseded, now);
     }
     let epoch = Epoch(after.0 + 1);
@@ -61,6 +66,7 @@ pub fn claim(
         kind,
         because: because.to_owned(),
         actor: actor.to_owned(),
+        request: String::new(),
         phase,
         recruited: BTreeMap::new(),
         refused: BTreeMap::new(),
@@ -70,6 +76,7 @@ pub fn claim(
         loss_bytes: None,
         started_at: now,
         phases: vec![PhaseTime { phase, at: now }],
+        ended_because: String::new(),
     });
     let text = format!("another primary is being made under epoch {epoch}: {because}");
     history::record(&mut next, now, "failover-begun", None, text, actor);
@@ -154,11 +161,12 @@ pub fn settle(
 /// Confirms the old primary under the new epoch. Refused once any winner may have been promoted.
 pub fn undo(state: &ClusterState, epoch: Epoch, because: &str, now: WallTime) -> Option<ClusterState> {
     let mut next = state.clone();
-    let failover = next.failover.take().filter(|it| it.epoch == epoch)?;
+    let mut failover = next.failover.take().filter(|it| it.epoch == epoch)?;
     let open = matches!(failover.phase, FailoverPhase::Drain | FailoverPhase::Recruit);
     if !open || !failover.unsettled.is_empty() {
         return None;
     }
+    failover.ended_because = because.to_owned();
     next.rule.epoch = epoch;
     next.rule.version += 1;
     let name = state.members.get(&failover.from).map(|member| member.name.clone());

@@ -18,8 +18,8 @@ pub const LAG_MAX: LagBytes = LagBytes(64 << 20);
 pub struct ReplicaNow {
     /// It streams from the primary.
     pub streaming: bool,
-    /// How far its replay trails the primary.
-    pub behind: LagBytes,
+    /// How far its replay trails the primary, where known.
+    pub behind: Option<LagBytes>,
     /// Its replay is paused.
     pub paused: bool,
 }
@@ -35,6 +35,8 @@ pub enum NotNow {
     Paused,
     /// It has too much to replay.
     Lag(LagBytes),
+    /// Nobody knows what it has to replay.
+    LagUnknown,
     /// Its keeper does not answer.
     Silent,
 }
@@ -46,6 +48,7 @@ impl std::fmt::Display for NotNow {
             NotNow::NotStreaming => f.write_str("it does not stream from the primary"),
             NotNow::Paused => f.write_str("its replay is paused"),
             NotNow::Lag(lag) => write!(f, "it has {lag} bytes to replay (at most {LAG_MAX})"),
+            NotNow::LagUnknown => f.write_str("nobody knows how much it has to replay"),
             NotNow::Silent => f.write_str("its keeper does not answer"),
         }
     }
@@ -90,8 +93,9 @@ pub fn preflight(
                 None => Err(NotNow::Silent),
                 Some(it) if !it.streaming => Err(NotNow::NotStreaming),
                 Some(it) if it.paused => Err(NotNow::Paused),
-                Some(it) if it.behind > LAG_MAX => Err(NotNow::Lag(it.behind)),
-                Some(_) => Ok(()),
+                Some(ReplicaNow { behind: None, .. }) => Err(NotNow::LagUnknown),
+                Some(ReplicaNow { behind: Some(behind), .. }) if *behind > LAG_MAX => Err(NotNow::Lag(*behind)),
+                Some(ReplicaNow { behind: Some(_), .. }) => Ok(()),
             });
             Row { node: member.id, name: member.name.clone(), verdict }
         })

@@ -70,6 +70,7 @@ fn one(
         api_address: member.api_address.clone(),
         peer_address: member.peer_address.clone(),
         priority: member.priority,
+        replay_paused: scene.current_facts(member.id).is_some_and(|facts| facts.replay_paused),
         pending_restart: facts.map(|facts| facts.pending_restart.clone()).unwrap_or_default(),
         clone: sample.and_then(clone_progress),
         disk_used_percent: disk_used_percent(scene, member),

@@ -35,7 +35,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn new(code: &'static str, severity: Severity, node: Option<NodeId>, texts: [String; 3]) -> Found {
+    pub(super) fn new(code: &'static str, severity: Severity, node: Option<NodeId>, texts: [String; 3]) -> Found {
         let [what, cause, next] = texts;
         Found { code, severity, node, what, cause, next, since: None }
     }
@@ -55,6 +55,7 @@ pub(crate) fn all(
     let mut found = Vec::new();
     found.extend(primary_down(scene, standing));
     found.extend(no_quorum(scene));
+    found.extend(super::primacy::pause_problem(scene));
     found.extend(redundancy(scene, replication, standing, durability));
     for member in scene.state.members.values().filter(|member| member.stage != Stage::Leaving) {
         found.extend(unexpected_primary(scene, member));
@@ -496,7 +497,7 @@ fn outside(scene: &Scene<'_>, member: &Member) -> Vec<Found> {
     let found = seen.sample.outside.troubles.iter().map(|trouble| {
         let code = known_code(&trouble.code);
         // A hook is the owner's program; an address that points to the wrong server is our own failure.
-        let severity = if code == "ST2301" { Severity::Info } else { Severity::Warning };
+        let severity = if code == "ST2311" { Severity::Info } else { Severity::Warning };
         let texts = [format!("{}: {}", member.name, trouble.what), trouble.cause.clone(), trouble.next.clone()];
         Found::new(code, severity, Some(member.id), texts)
     });

@@ -46,5 +46,8 @@ pub fn unknown(observer: NodeName, wall: WallTime, consensus: ConsensusView) -> 
         consensus,
         settings_version: 0,
         operation: None,
+        paused: None,
+        planned_switchover: None,
+        failover: None,
     }
 }

@@ -1,7 +1,8 @@
 //! Reading settings from TOML, with every problem in one go and where it is.
 
 use super::{KEYS, refusals};
-use model::settings::{CommitMode, Settings};
+use model::Site;
+use model::settings::{CommitMode, FailoverSettings, Settings};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use toml_edit::{Document, Item, Value};
@@ -111,11 +112,42 @@ impl Reader<'_> {
                 "slot_retention_size" => self.text_value(key, item, str::parse, &mut settings.slot_retention_size),
                 "clone_rate" => self.text_value(key, item, str::parse, &mut settings.clone_rate),
                 "tls" => self.flag(key, item, &mut settings.tls),
+                "failover" => self.failover(item, &mut settings.failover),
                 "postgresql" => self.postgresql(item, &mut settings),
                 other => self.unknown("", other, span),
             }
         }
         settings
+    }
+
+    fn failover(&mut self, item: &Item, settings: &mut FailoverSettings) {
+        let Some(table) = item.as_table_like() else { return self.wrong_type("failover", item) };
+        for (key, item) in table.iter() {
+            let span = table.get_key_value(key).and_then(|(key, _)| key.span());
+            let full = format!("failover.{key}");
+            self.spans.insert(full.clone(), item.span().or_else(|| span.clone()).unwrap_or_default());
+            match key {
+                "automatic" => self.flag(&full, item, &mut settings.automatic),
+                "cross_site" => self.flag(&full, item, &mut settings.cross_site),
+                "sites" => self.sites(&full, item, &mut settings.sites),
+                "loss_max" => self.text_value(&full, item, str::parse, &mut settings.loss_max),
+                other => self.unknown("failover.", other, span),
+            }
+        }
+    }
+
+    fn sites(&mut self, key: &str, item: &Item, sites: &mut Vec<Site>) {
+        let Some(array) = item.as_array() else { return self.wrong_type(key, item) };
+        for value in array.iter() {
+            match value.as_str().map(str::parse::<Site>) {
+                Some(Ok(site)) => sites.push(site),
+                Some(Err(reason)) => {
+                    let hint = "write the site as `stemma status` shows it".to_owned();
+                    self.add(value.span(), "ST1103", format!("{key}: {reason}"), hint);
+                }
+                None => self.wrong_type(key, &Item::Value(value.clone())),
+            }
+        }
     }
 
     fn postgresql(&mut self, item: &Item, settings: &mut Settings) {
@@ -193,7 +225,7 @@ impl Reader<'_> {
             let hint = format!("move {table}{key} to that node's file, the one given to `stemma run`");
             return self.add(span, "ST1104", reason, hint);
         }
-        let known = KEYS.iter().map(|doc| doc.key).chain(["postgresql"]);
+        let known = KEYS.iter().map(|doc| doc.key).chain(["failover", "postgresql"]);
         let full = format!("{table}{key}");
         let last = |known: &'static str| known.rsplit('.').next().unwrap_or(known);
         let close = known.clone().map(|known| (distance(known, &full).min(distance(last(known), key)), known)).min();

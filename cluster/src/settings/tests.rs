@@ -183,10 +183,15 @@ fn a_change_tells_what_it_takes() {
 #[test]
 fn every_key_is_documented_with_its_true_default_and_explained() {
     let written = serde_json::to_value(Settings::default()).expect("serializes");
-    let plain_keys = written.as_object().expect("object").keys().filter(|key| *key != "postgresql");
+    let own = |(key, value): (&String, &serde_json::Value)| match value.as_object().filter(|_| key != "postgresql") {
+        Some(table) => table.keys().map(|last| format!("{key}.{last}")).collect(),
+        None => vec![key.clone()],
+    };
+    let all = written.as_object().expect("object").iter().flat_map(own);
     let documented: BTreeSet<&str> = KEYS.iter().map(|doc| doc.key).collect();
-    for key in plain_keys {
-        assert!(documented.contains(key.as_str()), "{key}");
+    for key in all.filter(|key| key != "postgresql") {
+        let key = key.as_str();
+        assert!(documented.contains(key), "{key}");
         let doc = KEYS.iter().find(|doc| doc.key == key).expect("documented");
         assert_eq!(doc.default, plain(&Settings::default(), key), "{key}");
     }
@@ -228,6 +233,12 @@ fn settings() -> impl Strategy<Value = Settings> {
             slot_retention_size: Size(size + SLOT_RETENTION_SIZE_MIN),
             clone_rate: Size(if size < CLONE_RATE_MIN { 0 } else { size }),
             tls,
+            failover: model::settings::FailoverSettings {
+                automatic: strict,
+                cross_site: other_site,
+                sites: hba.iter().take(2).map(|line| format!("s{}", line.len()).parse().expect("a site")).collect(),
+                loss_max: Size(size),
+            },
             postgresql: model::settings::PostgresqlSettings { hba, parameters },
         }
     })

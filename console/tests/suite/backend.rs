@@ -110,6 +110,7 @@ fn node(number: u64, text: &str, role: Role) -> NodeStatus {
         api_address: format!("10.0.0.{number}:8008"),
         peer_address: format!("10.0.0.{number}:7432"),
         priority: 100,
+        replay_paused: false,
         pending_restart: BTreeMap::new(),
         clone: None,
         disk_used_percent: Some(41),
@@ -259,6 +260,9 @@ fn healthy_status() -> ClusterStatus {
         },
         settings_version: 4,
         operation: None,
+        paused: None,
+        planned_switchover: None,
+        failover: None,
     }
 }
 
@@ -313,6 +317,7 @@ fn state() -> ClusterState {
         lineage: vec![place(1, 1, 0x100_0000), place(2, 3, 0x200_0000)],
         failover: None,
         failovers: Vec::new(),
+        switchovers: Vec::new(),
         paused: None,
         settings: Settings::default(),
         settings_version: 4,
@@ -353,6 +358,8 @@ impl Fake {
                 text: "done".to_owned(),
                 changed: true,
                 operation: None,
+                failover: None,
+                candidates: Vec::new(),
                 token: None,
                 notes: Vec::new(),
             }),

@@ -5,7 +5,7 @@ use axum::http::Method;
 use model::command::NodePatch;
 use model::error::exit;
 use model::settings::Settings;
-use model::{Command, Millis, Outcome, ReplicaKind, Role, Trouble};
+use model::{Command, Millis, Outcome, ReplicaKind, Role, Trouble, WallTime};
 use std::sync::Arc;
 
 /// Every request that changes something, and the command it must become; `None` where this version has none.
@@ -67,9 +67,42 @@ fn mutations() -> Vec<(Method, &'static str, &'static str, Option<Command>)> {
         ),
         (post.clone(), "/reinitialize", r#"{"force":true}"#, Some(Command::ReinitNode { node: n1 })),
         (post.clone(), "/reload", "", None),
-        (post.clone(), "/switchover", r#"{"leader":"n1","candidate":"n2"}"#, None),
-        (delete.clone(), "/switchover", "", None),
-        (post.clone(), "/failover", r#"{"candidate":"n2"}"#, None),
+        (
+            post.clone(),
+            "/switchover",
+            r#"{"leader":"n1","candidate":"n2"}"#,
+            Some(Command::Switchover { to: Some(name("n2")), at: None }),
+        ),
+        (delete.clone(), "/switchover", "", Some(Command::CancelSwitchover)),
+        (
+            post.clone(),
+            "/failover",
+            r#"{"candidate":"n2"}"#,
+            Some(Command::Switchover { to: Some(name("n2")), at: None }),
+        ),
+        (
+            post.clone(),
+            "/v1/switchover",
+            r#"{"to":"n2","at":"2030-01-31T02:30:00+01:00"}"#,
+            Some(Command::Switchover { to: Some(name("n2")), at: Some(WallTime(1_896_053_400_000)) }),
+        ),
+        (post.clone(), "/v1/switchover", "", Some(Command::Switchover { to: None, at: None })),
+        (delete.clone(), "/v1/switchover", "", Some(Command::CancelSwitchover)),
+        (
+            post.clone(),
+            "/v1/failover",
+            r#"{"to":"n2","accept_data_loss":"16MB"}"#,
+            Some(Command::Failover { to: Some(name("n2")), loss_bytes_max: Some(16 << 20) }),
+        ),
+        (
+            post.clone(),
+            "/v1/failover",
+            r#"{"accept_data_loss":"unknown"}"#,
+            Some(Command::Failover { to: None, loss_bytes_max: Some(u64::MAX) }),
+        ),
+        (post.clone(), "/v1/failover", "", Some(Command::Failover { to: None, loss_bytes_max: None })),
+        (post.clone(), "/v1/pause", r#"{"for":"30min"}"#, Some(Command::Pause { span: Millis::from_secs(1_800) })),
+        (post.clone(), "/v1/resume", "", Some(Command::Resume)),
         (delete, "/restart", "", None),
         (Method::PATCH, "/config", r#"{"ttl":20}"#, None),
         (put, "/config", r#"{"ttl":20}"#, None),

@@ -46,6 +46,7 @@ fn no_route_goes_undescribed() {
         ("v1", include_str!("../../src/v1.rs")),
         ("events", include_str!("../../src/events.rs")),
         ("patroni", include_str!("../../src/patroni.rs")),
+        ("primacy", include_str!("../../src/primacy.rs")),
         ("replication", include_str!("../../src/replication.rs")),
         ("metrics", include_str!("../../src/metrics.rs")),
         ("lib", include_str!("../../src/lib.rs")),
@@ -87,6 +88,12 @@ fn no_route_goes_undescribed() {
         "/v1/nodes/{name}/rejoin",
         "/v1/nodes/{name}/reinit",
         "/v1/restart",
+        "/v1/switchover",
+        "/v1/failover",
+        "/v1/failovers",
+        "/v1/failovers/{id}",
+        "/v1/pause",
+        "/v1/resume",
         "/v1/openapi.json",
     ] {
         assert!(paths.contains_key(contract), "{contract} is missing");

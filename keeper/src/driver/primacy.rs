@@ -21,6 +21,9 @@ use std::time::Duration;
 const LOOK_DEADLINE: Duration = Duration::from_millis(500);
 /// How long cutting the stream may take before it is tried again.
 const DETACH_DEADLINE: Duration = Duration::from_millis(500);
+/// How long it is tried before the server is killed instead: a process of it is stopped or hangs, and one that is gone
+/// receives nothing either. A replica loses nothing by it; a change of primary that waited for it could wait for ever.
+const DETACH_PATIENCE: Millis = Millis(1_500);
 /// How long a new synchronous list may take to be taken up before it is tried again.
 const LIST_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a primary that was asked to stop in order may take before it is killed.
@@ -44,6 +47,8 @@ pub(super) struct Part {
     pub(super) follow: Option<(NodeId, Epoch)>,
     /// The running server is proved to follow nobody, and to begin nothing of the kind.
     pub(super) detached: bool,
+    /// Since when the stream of the running server is being cut, without success so far.
+    cutting_since: Option<Moment>,
     /// This process of the server was told to promote itself and has not done so yet.
     promotion_ordered: bool,
     /// Where the row of an epoch is, flushed here.
@@ -60,10 +65,25 @@ pub(super) struct Part {
     answered_at: Moment,
     /// Where its log ended, last time it was seen.
     was_at: Option<Lsn>,
+    /// Clients are kept out: see `Ghosts`.
+    pub(super) ghosts: Ghosts,
     /// The situation in which nothing was left to do.
     pub(super) calm: Option<Key>,
     /// The action that was logged last.
     told: Option<Action>,
+}
+
+/// Commits that waited for replicas when a primary died show after its restart, though no replica may have them: then
+/// they would be seen, and be gone after the next failover. So a primary that is started anew lets no clients in before
+/// as many replicas hold its log as a commit is promised to be on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ghosts {
+    /// None to be feared.
+    None,
+    /// Up to the end of the log that it starts with, once that is known.
+    Unknown,
+    /// Up to this position.
+    Until(Lsn),
 }
 
 /// What must stay the same for older facts to be good enough.
@@ -101,6 +121,7 @@ impl Part {
             follow: ledger.following(),
             ledger,
             detached: false,
+            cutting_since: None,
             promotion_ordered,
             row: None,
             hand_over_until: None,
@@ -109,6 +130,7 @@ impl Part {
             last_seen: None,
             answered_at: now,
             was_at: None,
+            ghosts: Ghosts::None,
             calm: None,
             told: None,
         }
@@ -117,6 +139,7 @@ impl Part {
     /// A process of the server was started by this keeper, with a configuration that follows `follow`.
     pub(super) fn started(&mut self, now: Moment) {
         self.detached = self.follow.is_none();
+        self.cutting_since = None;
         self.promotion_ordered = false;
         self.row = None;
         self.hand_over_until = None;
@@ -157,7 +180,7 @@ impl Driver {
         let sample = self.parts.observations.of(self.parts.me);
         let sample = sample.as_ref().map(|it| (&*it.sample, it.taken_at));
         let others = self.part.council.others(state, sample, turn.now);
-        let policy = Policy::default();
+        let policy = Policy::of(state, crate::clock::wall());
         let phase_age = self.part.council.phase_age(turn.now);
         let view = View { me: self.parts.me, state, own: &own, others: &others, phase_age, policy: &policy };
         let next = order::next(&view).filter(|action| {
@@ -252,6 +275,7 @@ impl Driver {
         self.part.promotion_ordered = false;
         let lineage = self.lineage_of(state, facts.timeline, true)?;
         self.part.was_at = facts.written;
+        self.part.ghosts = self.ghosts_left(turn, facts);
         self.part.served = self.part.served.max(lineage.unwrap_or_default());
         if state.failover.is_none()
             && state.rule.primary == self.parts.me
@@ -271,6 +295,18 @@ impl Driver {
             flushed: self.flushed(turn, facts),
         };
         Ok(Seen { server, holds, recruited: None, timeline: Some(facts.timeline) })
+    }
+
+    fn ghosts_left(&self, turn: &Turn, facts: &ServerFacts) -> Ghosts {
+        let rule = &turn.state.value.rule;
+        let end = match self.part.ghosts {
+            Ghosts::None => return Ghosts::None,
+            Ghosts::Unknown => facts.written.unwrap_or(Lsn(u64::MAX)),
+            Ghosts::Until(end) => end,
+        };
+        let flushed = self.flushed(turn, facts);
+        let held = rule.voters.iter().filter(|voter| flushed.get(voter).is_some_and(|at| *at >= end)).count();
+        if held >= rule.acks as usize { Ghosts::None } else { Ghosts::Until(end) }
     }
 
     async fn see_replica(&mut self, turn: &Turn, facts: &ServerFacts, busy: bool) -> Result<Seen, Trouble> {
@@ -425,8 +461,8 @@ impl Driver {
         }
         let sample = None;
         let others = self.part.council.others(state, sample, turn.now);
-        let policy = Policy::default();
-        let can = state.paused.is_none() && policy.automatic && recruit::reachable(state, &others.alive);
+        let policy = Policy::of(state, crate::clock::wall());
+        let can = policy.automatic && recruit::reachable(state, &others.alive);
         let redo =
             postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
         let backlog = self.part.was_at.map_or(0, |at| at.lag_of(redo).0);
@@ -463,6 +499,7 @@ impl Driver {
             }
             Action::StartPrimary => {
                 self.part.served = turn.state.value.rule.epoch;
+                self.part.ghosts = if turn.state.value.rule.acks > 0 { Ghosts::Unknown } else { Ghosts::None };
                 self.rule_sure = false;
                 return self.start_as(Role::Primary, turn).await;
             }
@@ -497,8 +534,16 @@ impl Driver {
         self.part.follow = None;
         self.put_config(Role::Replica, turn).await?;
         failpoint::pass("failover.detaching");
-        postgres::cut_receiver(&self.parts.node.data_dir, DETACH_DEADLINE).await?;
+        let since = *self.part.cutting_since.get_or_insert_with(crate::clock::now);
+        match postgres::cut_receiver(&self.parts.node.data_dir, DETACH_DEADLINE).await {
+            Ok(()) => {}
+            Err(trouble) if crate::clock::now().since(since) >= DETACH_PATIENCE => {
+                return self.kill_server(&trouble.to_string()).await;
+            }
+            Err(trouble) => return Err(trouble),
+        }
         failpoint::pass("failover.detached");
+        self.part.cutting_since = None;
         self.part.detached = true;
         Ok(())
     }
@@ -571,6 +616,7 @@ impl Driver {
         self.part.ledger.save(ledger)?;
         failpoint::pass("failover.promoting");
         self.part.promotion_ordered = true;
+        self.part.ghosts = Ghosts::None;
         self.part.served = epoch;
         self.part.row = None;
         self.rule_sure = false;

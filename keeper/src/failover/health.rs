@@ -67,7 +67,8 @@ pub(crate) async fn run(council: Arc<Council>, local: Arc<Local>, spec: ServerSp
 
 fn socket(spec: &ServerSpec) -> PathBuf {
     let found = postgres::whereabouts(&spec.data_dir);
-    let directory = found.as_ref().and_then(|found| found.socket_dir.clone()).unwrap_or_else(|| spec.socket_dir.clone());
+    let directory =
+        found.as_ref().and_then(|found| found.socket_dir.clone()).unwrap_or_else(|| spec.socket_dir.clone());
     directory.join(format!(".s.PGSQL.{}", found.map_or(spec.port, |found| found.port)))
 }
 
@@ -111,7 +112,8 @@ impl Disk {
 fn sync(path: &Path, owner: Option<(u32, u32)>) -> std::io::Result<()> {
     // Never through a link that somebody planted; in a directory of the server's user.
     let no_follow = nix::fcntl::OFlag::O_NOFOLLOW.bits();
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow).open(path)?;
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow).open(path)?;
     if let Some((user, group)) = owner {
         std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
     }

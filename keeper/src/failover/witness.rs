@@ -54,7 +54,7 @@ impl WitnessPart {
             hand_over: false,
         };
         let others = self.council.others(state, None, now);
-        let policy = Policy::default();
+        let policy = Policy::of(state, clock::wall());
         let phase_age = self.council.phase_age(now);
         let view = View { me: self.me, state, own: &own, others: &others, phase_age, policy: &policy };
         match order::next(&view) {

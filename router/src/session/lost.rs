@@ -13,6 +13,10 @@ impl Session {
     /// Takes in that the server is gone. Whether the client can be kept.
     pub(super) fn server_lost(&mut self, why: &str) -> bool {
         self.server = None;
+        if let Some((node, _)) = self.replica.take() {
+            self.read_failed(node);
+            self.primary_only = true;
+        }
         *self.entry.running.borrow_mut() = None;
         let fatal = self.exchange.take_fatal();
         let said = fatal.as_deref().map(backend::error_fields).unwrap_or_default();

@@ -76,7 +76,14 @@ impl Session {
             self.catalog.expire();
         }
         if self.exchange.take_refused().is_some() {
-            self.send_again_later();
+            match self.replica.take() {
+                Some((node, _)) => {
+                    self.read_failed(node);
+                    self.send_again();
+                    self.primary_only = true;
+                }
+                None => self.send_again_later(),
+            }
         }
     }
 
@@ -108,7 +115,21 @@ impl Session {
         if self.server.is_none() && !self.take_server(input)? {
             return Ok(true);
         }
-        self.unread = false;
+        let (all, mut input) = (input, input);
+        if self.replica.is_some() && !self.exchange.mid_request() {
+            match self.replica_share(all) {
+                Some(share) => input = &all[..share],
+                None => {
+                    self.inbox.extend_from_slice(all);
+                    self.unread = true;
+                    self.leaving = true;
+                    let free = self.exchange.at_rest();
+                    self.release_if_free();
+                    return Ok(free);
+                }
+            }
+        }
+        self.unread = input.len() < all.len();
         let Some(server) = self.server.as_mut() else { return Ok(true) };
         let settings = self.exchange.state().settings();
         if self.exchange.at_rest() && !Arc::ptr_eq(&server.settings, settings) {
@@ -133,7 +154,7 @@ impl Session {
             self.client.send(context, to_client, &[], &mut self.outbox).map_err(|_| Turn::End)?;
         }
         let (used, stop) = done.map_err(|malformed| Turn::Malformed(malformed.0))?;
-        self.inbox.extend_from_slice(&input[used..]);
+        self.inbox.extend_from_slice(&all[used..]);
         self.keep(&input[..used]);
         sent.map_err(|error| Turn::ServerLost(error.to_string()))?;
         match stop {

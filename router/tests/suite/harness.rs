@@ -104,6 +104,53 @@ impl Server {
         panic!("no free port: {}", fs::read_to_string(self.data_dir.with_extension("log")).unwrap_or_default());
     }
 
+    /// A hot standby of this server, on a directory and port of its own.
+    pub fn standby(&self) -> Server {
+        let room = tempfile::Builder::new().prefix("stemma-router-").tempdir().expect("temporary directory");
+        fs::set_permissions(room.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
+        if nix::unistd::geteuid().is_root() {
+            let user = nix::unistd::User::from_name("postgres").expect("passwd readable").expect("user postgres");
+            chown(room.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("owner");
+        }
+        let data_dir = room.path().join("data");
+        let mut backup = command("pg_basebackup");
+        backup.args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-p",
+            &self.port.to_string(),
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+        ]);
+        run(backup.arg("-D").arg(&data_dir));
+        let mut server = Server { port: 0, data_dir, child: None, _room: room };
+        server.start();
+        server
+    }
+
+    /// This server as a replica, with the position it has now.
+    pub fn as_replica(&self, id: u64) -> router::topology::Replica {
+        router::topology::Replica {
+            id: model::NodeId(id),
+            name: format!("r{id}"),
+            addr: self.addr(),
+            usage: router::topology::ReplicaUse::Hot,
+            site: None,
+            healthy: true,
+            replayed: self.sql("SELECT pg_last_wal_replay_lsn()").parse().ok(),
+            timeline: Some(model::Timeline(1)),
+            position_age: Some(model::Millis(0)),
+            incarnation: 1,
+            lag_bytes: Some(model::LagBytes(0)),
+            lag: Some(model::Millis(0)),
+        }
+    }
+
     /// Immediate shutdown.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -74,13 +74,15 @@ async fn a_running_write_is_not_sent_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_in_flight_is_never_called_undone() {
     let mut server = Server::new();
+    // The commit waits for a replica that does not exist, so it can be met in flight. No other commit does.
+    server.sql("CREATE TABLE t (a int)");
+    server.sql("ALTER SYSTEM SET synchronous_commit = 'local'");
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    server.kill();
+    server.start();
     let front = Front::before(&server, 2).await;
     let client = front.client().await;
-    // The commit waits for a replica that does not exist, so it can be met in flight.
-    server.sql("CREATE TABLE t (a int)");
-    client.batch_execute("BEGIN; INSERT INTO t VALUES (1)").await.expect("begun");
-    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    server.sql("SELECT pg_reload_conf()");
+    client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on; INSERT INTO t VALUES (1)").await.expect("begun");
     let running = tokio::spawn(async move { (try_one(&client, "COMMIT").await, client) });
     crate::harness::wait_for("the commit to wait", || {
         server.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "1"

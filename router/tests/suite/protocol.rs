@@ -140,6 +140,31 @@ async fn large_rows_and_texts_pass_in_pieces() {
 }
 
 #[test]
+fn a_replica_can_be_cloned_through_the_router() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let server = Server::new();
+    let front = runtime.block_on(Front::before(&server, 3));
+    let room = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(room.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("permissions");
+    let mut backup = crate::harness::command("pg_basebackup");
+    backup.args([
+        "-h",
+        "127.0.0.1",
+        "-U",
+        "postgres",
+        "-p",
+        &front.port.to_string(),
+        "-X",
+        "stream",
+        "-c",
+        "fast",
+        "-D",
+    ]);
+    crate::harness::run(backup.arg(room.path().join("copy")));
+    assert!(room.path().join("copy/backup_manifest").exists());
+}
+
+#[test]
 fn psql_is_content() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let server = Server::new();

@@ -8,6 +8,7 @@ mod history;
 mod local;
 mod node;
 mod op;
+mod primacy;
 mod rescue;
 pub mod settings_bridge;
 mod status;
@@ -21,6 +22,7 @@ use crate::render::out;
 use crate::{daemon, demo, explain, reference, sandbox};
 use model::status::SCHEMA_VERSION;
 use model::{Outcome, Trouble};
+use routing::dsn::Place;
 use serde_json::{Value, json};
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -43,16 +45,28 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Token(command) => token::run(&context, command).await,
         Command::Config(command) => config::run(&context, command).await,
         Command::Restart(args) => op::restart(&context, args).await,
+        Command::Switchover(args) => primacy::switchover(&context, args).await,
+        Command::Failover(args) => primacy::failover(&context, args).await,
+        Command::Pause { span } => primacy::pause(&context, span).await,
+        Command::Resume => primacy::resume(&context).await,
         Command::Op(command) => op::run(&context, command).await,
-        Command::History { limit } => history::run(&context, limit).await,
+        Command::History { limit, failovers: true } => history::failovers(&context, limit).await,
+        Command::History { limit, failovers: false } => history::run(&context, limit).await,
         Command::Export(command) => export::run(&context, command).await,
         Command::Events { follow, since } => events::run(&context, follow, since).await,
         Command::Rescue(command) => rescue::run(&context, command),
         Command::Cert(command) => cert::run(&context, command).await,
+        Command::Explain { code: Some(id), all: false } if primacy::is_change(&id) => {
+            primacy::explain(&context, &id).await
+        }
         Command::Explain { code, all } => explain::run(&context, code.as_deref(), all),
         Command::Init(args) => local::init(&context, args).await,
         Command::Join(args) => local::join(&context, args).await,
         Command::Run { .. } => local::run(&context).await,
+        Command::Router => crate::front::alone(context.global.config.as_deref()).await.map(|()| 0),
+        Command::Dsn { driver, host, database, user, ca_file } => {
+            local::dsn(&context, &driver, &host, Place { hosts: Vec::new(), database, user, ca_file })
+        }
         Command::AdoptSession => daemon::adopt_session().await.map(|()| 0),
         Command::Sandbox(command) => sandbox::run(&context, command).await,
         Command::Demo(args) => demo::run(&context, args).await,

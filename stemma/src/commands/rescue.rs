@@ -36,7 +36,15 @@ pub fn run(context: &Context, command: RescueCommand) -> Result<u8, Trouble> {
 }
 
 fn said(text: String) -> Outcome {
-    Outcome { text, changed: true, operation: None, token: None, notes: Vec::new() }
+    Outcome {
+        text,
+        changed: true,
+        operation: None,
+        failover: None,
+        candidates: Vec::new(),
+        token: None,
+        notes: Vec::new(),
+    }
 }
 
 /// The directories that are looked into.

@@ -50,6 +50,7 @@ fn node(id: u64, text: &str, role: Role, site: &str) -> NodeStatus {
         api_address: format!("{text}:8008"),
         peer_address: format!("{text}:7432"),
         priority: 100,
+        replay_paused: false,
         pending_restart: BTreeMap::new(),
         clone: None,
         disk_used_percent: (role != Role::Witness).then_some(41),
@@ -95,6 +96,9 @@ fn cluster(nodes: Vec<NodeStatus>) -> ClusterStatus {
         consensus: ConsensusView::default(),
         settings_version: 3,
         operation: None,
+        paused: None,
+        planned_switchover: None,
+        failover: None,
     }
 }
 

@@ -2,6 +2,8 @@
 //! itself, and no acknowledged row is lost. "By itself" means what a service manager does: the keeper is started again.
 //! Commands that a person typed (`init`, `join`) are typed again.
 
+mod primacy;
+
 use e2e::faults::{Ledger, Node, Said, World, wait_for};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -77,7 +79,22 @@ fn name(point: &str) -> &str {
 
 #[test]
 fn every_point_is_walked() {
-    let lists = [INIT, BIRTH, JOIN, ADMIT, CLONE, COMMAND, CONFIGURE, RULE, ROTATE, RESTART, WIPE, ADD, SCENES];
+    let lists = [
+        INIT,
+        BIRTH,
+        JOIN,
+        ADMIT,
+        CLONE,
+        COMMAND,
+        CONFIGURE,
+        RULE,
+        ROTATE,
+        RESTART,
+        WIPE,
+        ADD,
+        SCENES,
+        primacy::POINTS,
+    ];
     let walked: BTreeSet<&str> = lists.concat().into_iter().map(name).collect();
     let known: BTreeSet<&str> = failpoint::POINTS.iter().copied().collect();
     assert_eq!(walked, known);
