@@ -7,6 +7,7 @@ use crate::node_file::{self, NodeFile};
 use crate::router_file::Section;
 use console::Backend;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use keeper::enrol;
 use keeper::token::JoinToken;
 use keeper::{Keeper, Listen, NodeConfig, PostgresqlNode};
@@ -51,6 +52,9 @@ impl Backend for KeeperBackend {
     }
     fn liveness(&self) -> Millis {
         self.keeper.since_turn()
+    }
+    fn changes(&self) -> BoxStream<'static, ()> {
+        self.keeper.changes()
     }
     fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>> {
         Box::pin(self.keeper.command(command, actor, dry_run))
@@ -423,6 +427,7 @@ fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
             socket_dirs: node.socket_dirs,
             tablespace_root: node.tablespace_root,
         }),
+        hooks: file.hooks,
         consensus: match file.consensus {
             node_file::ConsensusChoice::Embedded => keeper::ConsensusChoice::Embedded,
             node_file::ConsensusChoice::Etcd { endpoints, prefix, user, password_file, ca_file } => {

@@ -90,6 +90,8 @@ pub struct NodeFile {
     pub api: Listen,
     /// The database; absent for a witness.
     pub postgresql: Option<PostgresqlNode>,
+    /// Programs to run when something happens to this node.
+    pub hooks: keeper::Hooks,
     /// The consensus store.
     pub consensus: ConsensusChoice,
     /// The router beside the keeper, if there is to be one.
@@ -110,6 +112,7 @@ impl NodeFile {
             ("[keeper]", self.keeper != new.keeper),
             ("[api]", self.api != new.api),
             ("[postgresql]", self.postgresql != new.postgresql),
+            ("[hooks]", self.hooks != new.hooks),
             ("[consensus]", self.consensus != new.consensus),
             ("router.listen", self.router_listen() != new.router_listen()),
         ];
@@ -240,6 +243,20 @@ pub const KEYS: &[KeyDoc] = &[
         "List of further directories for the server's Unix socket, as in `[\"/var/run/postgresql\"]`, where local clients look for it.",
     ),
     key(
+        "hooks.on_start",
+        "none",
+        "Program and arguments to run when the server came up: see [operations](operations.md#hooks).",
+    ),
+    key("hooks.on_stop", "none", "The same when it went down."),
+    key("hooks.on_role_change", "none", "The same when the node became primary, or a replica."),
+    key("hooks.on_failover", "none", "The same when a change of primary is complete; on the new primary alone."),
+    key("hooks.timeout", "`\"30s\"`", "How long a hook may run before it is killed with all that it started."),
+    key(
+        "hooks.run_as",
+        "user of the server",
+        "Operating system user of the hooks; `\"root\"` only where it is asked for.",
+    ),
+    key(
         "consensus.kind",
         "`\"embedded\"`",
         "`\"embedded\"`: the keepers vote among themselves. `\"etcd\"`: an etcd v3 that is there already.",
@@ -255,11 +272,13 @@ pub const KEYS: &[KeyDoc] = &[
     key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
 ];
 
-const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus", "router"];
+const ROOT_KEYS: &[&str] =
+    &["name", "site", "state_dir", "keeper", "api", "postgresql", "hooks", "consensus", "router"];
 const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
 const API_KEYS: &[&str] = &["listen", "advertise"];
 const POSTGRESQL_KEYS: &[&str] =
     &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "tablespace_root", "socket_dirs"];
+const HOOK_KEYS: &[&str] = &["on_start", "on_stop", "on_role_change", "on_failover", "timeout", "run_as"];
 const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "prefix", "user", "password_file", "ca_file"];
 /// Keys of the cluster settings, which people look for in the node file.
 const CLUSTER_KEYS: &[&str] = &[
@@ -304,6 +323,7 @@ impl Reader<'_> {
             Some(section) => Some(self.postgresql(section, host)?),
             None => None,
         };
+        let hooks = self.table(table, "hooks").map_or_else(keeper::Hooks::default, |section| self.hooks(section));
         let consensus = match self.table(table, "consensus") {
             Some(section) => self.consensus(section)?,
             None => ConsensusChoice::Embedded,
@@ -317,6 +337,7 @@ impl Reader<'_> {
             stop_database,
             api: api?,
             postgresql,
+            hooks,
             consensus,
             router: None,
         })
@@ -675,6 +696,8 @@ fn wrong_type(section: &str, key: &str, wanted: &str, found: &DeValue<'_>, hint:
     let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
     Trouble::config_bad_value(format!("`{path}` must be {wanted}, but is of type {}", found.type_str()), hint)
 }
+
+mod tellers;
 
 #[cfg(test)]
 #[path = "node_file_tests.rs"]

@@ -73,6 +73,7 @@ pub(crate) fn all(
         found.extend(certificate(scene, member));
         found.extend(disk(scene, member));
         found.extend(slots(scene, member));
+        found.extend(outside(scene, member));
     }
     found
 }
@@ -488,4 +489,17 @@ fn slots(scene: &Scene<'_>, member: &Member) -> Option<Found> {
         false => format!("slot {} on {} keeps {kept} of log", slot.name, member.name),
     };
     Some(Found::new("ST3023", Severity::Warning, Some(member.id), [what, cause, next]))
+}
+
+/// What a node fails to tell the world outside. The database is none the worse for it.
+fn outside(scene: &Scene<'_>, member: &Member) -> Vec<Found> {
+    let Some(seen) = scene.current(member.id) else { return Vec::new() };
+    let found = seen.sample.outside.troubles.iter().map(|trouble| {
+        let code = known_code(&trouble.code);
+        // A hook is the owner's program; an address that points to the wrong server is our own failure.
+        let severity = if code == "ST2311" { Severity::Info } else { Severity::Warning };
+        let texts = [format!("{}: {}", member.name, trouble.what), trouble.cause.clone(), trouble.next.clone()];
+        Found::new(code, severity, Some(member.id), texts)
+    });
+    found.collect()
 }
