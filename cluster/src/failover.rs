@@ -117,6 +117,8 @@ impl Policy {
 pub const UNDO_AFTER: Millis = Millis(1_500);
 /// How long a switchover may be in one phase before it is undone.
 pub const SWITCHOVER_PHASE_MAX: Millis = Millis(10_000);
+/// How long a switchover waits for the reports of replicas that answer, so that they acknowledge for the winner at once.
+pub const SWITCHOVER_REPORTS_WAIT: Millis = Millis(200);
 /// Without acknowledgements: how long to wait for the reports of the remaining voters.
 pub const ASYNC_REPORTS_WAIT: Millis = Millis(500);
 /// How long a forced attempt may look for a winner before it is given up, whoever notices.

@@ -13,6 +13,7 @@ mod words;
 
 pub use unknown::unknown;
 
+use crate::consensus_group;
 use crate::lag::LagTracker;
 use link::Link;
 use model::limits::{LINK_SILENT_AFTER, SAMPLE_STALE_AFTER};
@@ -305,7 +306,7 @@ fn primary_standing(scene: &Scene<'_>, replication: &Replication) -> PrimaryStan
 
 fn verdict(scene: &Scene<'_>, standing: &PrimaryStanding, found: &[Found]) -> Verdict {
     let worst = found.iter().map(|found| found.severity).max();
-    let joins = scene.state.members.values().any(|member| member.stage == Stage::Joining);
+    let joins = !in_the_making(scene).is_empty();
     match standing {
         PrimaryStanding::Down { .. } => Verdict::Down,
         PrimaryStanding::Forming if worst < Some(Severity::Warning) => Verdict::Forming,
@@ -316,13 +317,21 @@ fn verdict(scene: &Scene<'_>, standing: &PrimaryStanding, found: &[Found]) -> Ve
     }
 }
 
+/// Members that are not yet what they are to be: without a database, or without the vote that is to be theirs. Who takes
+/// another node away meanwhile, believing that all is well, may take the majority with it.
+fn in_the_making<'a>(scene: &Scene<'a>) -> Vec<&'a Member> {
+    let voters = &scene.consensus.voters;
+    let (wanted, _learners) = consensus_group::wanted(scene.state);
+    // A store that is not ours tells of no voters.
+    let lacks_vote =
+        |member: &Member| !voters.is_empty() && wanted.contains(&member.id) && !voters.contains(&member.id);
+    scene.state.members.values().filter(|member| member.stage == Stage::Joining || lacks_vote(member)).collect()
+}
+
 /// The first line that people read: how many failures are survived, and what would be lost.
 fn sentence(scene: &Scene<'_>, standing: &PrimaryStanding, durability: &Durability, verdict: Verdict) -> String {
     let name = scene.state.primary().map_or("?", |member| member.name.as_str());
-    let joining = || {
-        let joins = scene.state.members.values().filter(|member| member.stage == Stage::Joining);
-        joins.map(|member| member.name.to_string()).collect::<Vec<_>>().join(", ")
-    };
+    let joining = || in_the_making(scene).iter().map(|member| member.name.to_string()).collect::<Vec<_>>().join(", ");
     let failures = match durability.failures_tolerated {
         ..=-1 => "takes no writes now".to_owned(),
         0 => "tolerates 0 failures".to_owned(),

@@ -441,13 +441,15 @@ impl Node {
     pub fn wait_primary(&self) {
         self.wait_status("a primary", |status| status.primary_up);
     }
-    /// Waits until all is proved to work, with so many nodes.
+    /// Waits until all is proved to work, with so many nodes, and each of them votes: who takes one away right after
+    /// the last became active would otherwise take the majority of a group in which that one does not vote yet.
     pub fn wait_healthy(&self, count: usize) -> ClusterStatus {
         self.wait_status(&format!("{count} healthy nodes"), |status| {
             status.verdict == Verdict::Healthy
                 && status.nodes.len() == count
                 && status.nodes.iter().all(|node| node.healthy && node.stage == "active" && node.keeper_up)
                 && status.operation.is_none()
+                && status.consensus.voters.len() == count.min(model::limits::CONSENSUS_VOTERS_MAX)
         })
     }
     /// Waits until all is proved to work, and says who is primary.
@@ -541,13 +543,14 @@ pub fn summary(status: &ClusterStatus) -> String {
     let problems: Vec<String> =
         status.problems.iter().map(|problem| format!("{} {} {}", problem.code, problem.what, problem.cause)).collect();
     format!(
-        "{} {}\n  {}\n  {}\n  {:?} {:?}",
+        "{} {}\n  {}\n  {}\n  {:?} {:?} {:?}",
         status.verdict.as_str(),
         status.sentence,
         nodes.join("\n  "),
         problems.join("\n  "),
         status.durability,
-        status.operation
+        status.operation,
+        status.consensus
     )
 }
 

@@ -151,6 +151,11 @@ fn a_foreign_database_in_the_data_directory_is_never_served() {
 fn replicas_that_are_ahead_of_a_primary_set_back_are_found() {
     let cluster = with_rows("3");
     let n1 = cluster.node("n1");
+    // This is about a primary that comes back as it never was: nobody is to take over while its files are copied.
+    for name in ["n2", "n3"] {
+        let said = cluster.stemma(&["node", "set", name, "--priority", "0"]);
+        assert_eq!(said.code, 0, "{said:?}");
+    }
     let older = n1.data_dir.with_file_name("older");
     // Else another node would take over from it, and this one would come back as a replica.
     let said = cluster.stemma(&["pause", "--for", "1h"]);

@@ -2,6 +2,8 @@
 //! and how it notices that the primary is gone. What to do about it is decided in `cluster::failover`.
 
 pub(crate) mod council;
+pub(crate) mod fence;
+pub(crate) mod health;
 mod ledger_file;
 pub(crate) mod probe;
 pub(crate) mod shared_step;

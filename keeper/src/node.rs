@@ -8,7 +8,7 @@ mod service;
 use crate::clock;
 use crate::driver::{Driver, Parts};
 use crate::enrol::{self, Bootstrap};
-use crate::failover::{Council, probe};
+use crate::failover::{Council, fence, health, probe};
 use crate::files;
 use crate::identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
 use crate::local::{Local, Phase};
@@ -225,6 +225,9 @@ impl Keeper {
     }
 
     async fn drive(self: &Arc<Self>, spec: ServerSpec, node: crate::node_config::PostgresqlNode) {
+        let (council, local) = (self.council.clone(), self.local.clone());
+        fence::start(council.clone(), local.clone(), spec.clone(), self.stop.clone());
+        self.tasks.spawn(health::run(council, local, spec.clone(), self.stop.clone()));
         if let Err(trouble) = enrol::write_credentials_of(&self.config, &self.store) {
             tracing::warn!(%trouble, "credentials file not written");
         }

@@ -94,7 +94,8 @@ impl Change {
 
 /// The change with this id: of a planned switchover or of an attempt.
 pub fn of(state: &ClusterState, id: &str) -> Option<Change> {
-    let plan = state.switchovers.iter().find(|plan| plan.id == id).cloned();
+    let request = state.failover_named(id).map(|failover| failover.request.as_str()).filter(|mark| !mark.is_empty());
+    let plan = state.switchovers.iter().find(|plan| plan.id == request.unwrap_or(id)).cloned();
     let first = match &plan {
         Some(plan) => match &plan.stage {
             PlanStage::Begun { failover } => Some(failover.as_str()),

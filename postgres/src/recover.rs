@@ -2,7 +2,6 @@
 //! compared, saved or rewound must have been shut down in order.
 
 use crate::control_file::{ControlState, read_control_file};
-use crate::files::remove;
 use crate::process::server_processes;
 use crate::single_user::SingleUser;
 use crate::spec::ServerSpec;
@@ -54,9 +53,6 @@ pub(crate) async fn alone(spec: &ServerSpec, deadline: Duration) -> Result<Recov
             "end them first",
         ));
     }
-    // Single-user mode refuses to follow anybody; whoever starts the server next writes its role anew.
-    remove(&spec.data_dir.join("standby.signal"))?;
-    remove(&spec.data_dir.join("recovery.signal"))?;
     let began = Instant::now();
     SingleUser { spec, database: "postgres", parameters: &[] }.run("", deadline).await?;
     let after = read_control_file(&spec.data_dir)?;

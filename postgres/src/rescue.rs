@@ -111,10 +111,8 @@ pub async fn save(
             "crash recovery comes first",
         ));
     }
-    let beyond = control.checkpoint.lag_of(fork.at).0;
-    if beyond > order.limits.bundle_bytes_max {
-        return Err(store::too_much(beyond, order.limits));
-    }
+    // Before any work: where there is no room, this is tried again and again.
+    store::check_room(order.directory, order.limits, control.checkpoint.lag_of(fork.at).0)?;
     let scanned = {
         let (data_dir, control) = (spec.data_dir.clone(), control.clone());
         let scan = tokio::task::spawn_blocking(move || scan::scan(&data_dir, &control, fork));

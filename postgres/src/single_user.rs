@@ -1,7 +1,7 @@
 //! A server in single-user mode: one process without network, socket, archiver, replication, autovacuum or helpers of
 //! any kind, so that nobody else reaches the database while something is done to it.
 
-use crate::files::{open_log, refused};
+use crate::files::{open_log, refused, remove, replace};
 use crate::process::{clean_command, kill_everything};
 use crate::spec::ServerSpec;
 use model::Trouble;
@@ -12,6 +12,9 @@ use tokio::io::AsyncWriteExt as _;
 
 /// How long the processes of a run that was cut off may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The file that makes a server a replica.
+const STANDBY: &str = "standby.signal";
 
 /// One run.
 pub(crate) struct SingleUser<'a> {
@@ -26,7 +29,20 @@ pub(crate) struct SingleUser<'a> {
 impl SingleUser<'_> {
     /// Recovers from a crash if need be, runs `input` (one statement a line), writes a shutdown checkpoint and ends.
     /// Gives what the server complained about; its exit status decides about success.
+    ///
+    /// A directory that was run as a replica is taken as it is: the file that makes it one is put back afterwards.
     pub(crate) async fn run(&self, input: &str, deadline: Duration) -> Result<Vec<String>, Trouble> {
+        // Single-user mode refuses to follow anybody.
+        let replica = remove(&self.spec.data_dir.join(STANDBY))?;
+        remove(&self.spec.data_dir.join("recovery.signal"))?;
+        let ran = self.run_alone(input, deadline).await;
+        if replica {
+            replace(&self.spec.data_dir.join(STANDBY), "", self.spec.user.as_ref())?;
+        }
+        ran
+    }
+
+    async fn run_alone(&self, input: &str, deadline: Duration) -> Result<Vec<String>, Trouble> {
         let spec = self.spec;
         let shown = spec.data_dir.display();
         let log = open_log(&spec.log_file, spec.user.as_ref())?;

@@ -493,3 +493,31 @@ async fn what_the_server_removed_of_its_log_is_said_and_the_rest_is_saved() {
     assert!(matches!(came.way, Way::Rebuild { .. }), "without that log it cannot be rewound");
     assert!(!pair.old.spec.data_dir.join("standby.signal").exists());
 }
+
+/// A keeper may have run the crashed primary as a replica of nobody before it learns that its history is another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_primary_that_ran_as_a_replica_since_tells_as_much() {
+    let mut pair = Pair::new(&[], true).await;
+    pair.old.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'common')").await;
+    pair.part().await;
+    pair.old.run("INSERT INTO t VALUES (50, 'lost')").await;
+    pair.old.run("DELETE FROM t WHERE id = 1").await;
+    pair.old.kill().await;
+    let alone =
+        postgres::ServerRole::Replica { primary_conninfo: String::new(), primary_slot_name: None, apply_delay_ms: 0 };
+    pair.old.start(alone).await;
+    pair.old.stop().await;
+    let signal = pair.old.spec.data_dir.join("standby.signal");
+    assert!(signal.exists());
+    let mut desk = Desk::of(&pair);
+    desk.limits.total_bytes_max = 1 << 20;
+    assert!(desk.comeback(&pair).await.expect_err("no room").is("ST2115"));
+    assert!(signal.exists(), "it stays a replica whatever happens");
+    desk.limits = RescueLimits::default();
+    let came = desk.comeback(&pair).await.expect("came back");
+    let saved = bundle(&came);
+    assert_eq!(saved.not_decoded, Vec::<String>::new());
+    assert_eq!((saved.counts.inserts, saved.counts.deletes, saved.counts.incomplete), (1, 1, 0));
+    assert_eq!(came.way, Way::Rewound);
+    pair.reunited().await;
+}

@@ -152,6 +152,8 @@ async fn without_hints_in_the_log_a_rewind_is_impossible_and_says_why() {
 async fn an_old_primary_that_lost_nothing_needs_no_rewind() {
     let mut pair = Pair::new(&[], true).await;
     pair.old.run("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    // A replica that has yet to connect would miss the end.
+    pair.in_step().await;
     // In order: the replica receives the shutdown checkpoint, then it is promoted.
     pair.old.stop().await;
     let end = read_control_file(&pair.old.spec.data_dir).expect("control").checkpoint;

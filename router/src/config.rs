@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,15 +77,19 @@ impl std::fmt::Debug for ServerTls {
     }
 }
 
-/// Certificate and key that clients see.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// TLS towards clients.
+#[derive(Clone)]
 pub struct ClientTls {
-    /// Chain, PEM.
-    pub certificate: PathBuf,
-    /// Key, PEM.
-    pub key: PathBuf,
+    /// What they meet.
+    pub config: Arc<rustls::ServerConfig>,
     /// Whether clients without TLS are turned away.
     pub require: bool,
+}
+
+impl std::fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClientTls {{ require: {} }}", self.require)
+    }
 }
 
 /// A router.
@@ -120,6 +123,12 @@ pub struct Config {
     pub client_tls: Option<ClientTls>,
     /// TLS towards servers.
     pub server_tls: ServerTls,
+    /// Whether statements that only read may go to replicas.
+    pub split: bool,
+    /// What a read on a replica must see.
+    pub consistency: routing::Level,
+    /// Replicas that trail by more are not read.
+    pub lag_max: model::LagBytes,
     /// Who may use the admin console; empty is nobody.
     pub admins: Vec<String>,
 }
@@ -141,6 +150,9 @@ impl Default for Config {
             auth: ClientAuth::Users(Arc::default()),
             client_tls: None,
             server_tls: ServerTls::Off,
+            split: false,
+            consistency: routing::Level::Session,
+            lag_max: model::LagBytes(16 << 20),
             admins: Vec::new(),
         }
     }

@@ -8,12 +8,20 @@
 
 mod from_client;
 mod from_server;
+mod local;
 
 pub use from_client::first_message;
+pub use local::{Answered, LocalContext};
 
-use crate::prepared::{ClientStatements, Interner, ServerStatements};
+use crate::prepared::{ClientStatements, Interner, Judge, ServerStatements};
+use crate::settings::Settings;
+use crate::state::{Consequence, State};
+use routing::failover::{Request, Transaction};
+use routing::{Class, Effect, Route};
 use std::collections::VecDeque;
-use wire::Malformed;
+use std::rc::Rc;
+use std::sync::Arc;
+use wire::{Malformed, build};
 
 /// Longest message whose body is collected in order to be read. Longer ones are passed on blindly.
 pub const INSPECT_BYTES_MAX: usize = 64 << 10;
@@ -85,6 +93,8 @@ pub struct Context<'c> {
     pub server: &'c mut ServerStatements,
     /// All definitions of the worker.
     pub interner: &'c mut Interner,
+    /// What texts are judged with.
+    pub judge: Judge<'c>,
 }
 
 /// A setting that the server reported: name and value.
@@ -123,12 +133,41 @@ pub struct Exchange {
     fatal: Option<Vec<u8>>,
     /// Bytes of answers that were given to the client since the last request began.
     answered: bool,
-    /// Segments and simple queries that ended.
-    finished: u64,
+    /// What statements do that are not answered yet, and how many parts of the first are done.
+    effects: VecDeque<Rc<Route>>,
+    parts_done: u32,
+    /// Portals of statements that do something to the session.
+    portals: Vec<(Box<[u8]>, Rc<Route>)>,
+    /// What the session's statements did.
+    state: State,
+    /// The server forgot every prepared statement.
+    all_deallocated: bool,
+    /// Functions, tables or roles changed.
+    catalog_changed: bool,
+    /// A request is being answered by ourselves.
+    local: local::Local,
+    /// Something that is not answered yet may write.
+    request_writes: bool,
+    /// The open transaction may have written.
+    transaction_wrote: bool,
+    /// The request is still whole in the session's hands: an error that proves that it was not executed is kept back.
+    may_retry: bool,
+    /// Such an error came; the rest of the answer is swallowed.
+    refused: Option<Refused>,
 }
 
-impl Default for Exchange {
-    fn default() -> Self {
+/// A server's word that it did not execute the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is not, or no more, the primary.
+    NeedsPrimary,
+    /// Recovery was in the way; another replica may do it.
+    Conflict,
+}
+
+impl Exchange {
+    /// A session that begins with these settings.
+    pub fn new(startup: Arc<Settings>) -> Exchange {
         Exchange {
             ring: VecDeque::new(),
             names: VecDeque::new(),
@@ -146,12 +185,127 @@ impl Default for Exchange {
             injected_error: None,
             fatal: None,
             answered: false,
-            finished: 0,
+            effects: VecDeque::new(),
+            parts_done: 0,
+            portals: Vec::new(),
+            state: State::new(startup),
+            all_deallocated: false,
+            catalog_changed: false,
+            local: local::Local::default(),
+            request_writes: false,
+            transaction_wrote: false,
+            may_retry: false,
+            refused: None,
         }
     }
-}
 
-impl Exchange {
+    /// What the session's statements did.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The same, to be changed.
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// Whether the server forgot its prepared statements since this was last asked.
+    pub fn take_all_deallocated(&mut self) -> bool {
+        std::mem::take(&mut self.all_deallocated)
+    }
+
+    /// Whether the catalogue changed since this was last asked.
+    pub fn take_catalog_changed(&mut self) -> bool {
+        std::mem::take(&mut self.catalog_changed)
+    }
+
+    /// Whether an error that proves that nothing was executed is to be kept back until `take_refused`.
+    pub fn set_may_retry(&mut self, may: bool) {
+        self.may_retry = may;
+    }
+
+    /// Takes the refusal, once the server is done with the request.
+    pub fn take_refused(&mut self) -> Option<Refused> {
+        if self.ring.is_empty() && !self.segment_open { self.refused.take() } else { None }
+    }
+
+    /// What was asked for and is not answered.
+    pub fn unanswered(&self) -> Request {
+        if self.ring.is_empty() && !self.segment_open && self.client_skip == 0 {
+            return Request::None;
+        }
+        let effects = || self.effects.iter().flat_map(|route| &route.effects).map(|traced| &traced.effect);
+        let ends = |effect: &Effect| {
+            matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction | Effect::FinishPrepared { .. })
+        };
+        let runs = self.ring.iter().filter(|due| matches!(due, Expect::Query { .. } | Expect::Execute { .. })).count();
+        if effects().any(ends) {
+            Request::Commit
+        } else if runs == 1
+            && effects().count() == 1
+            && effects().all(|effect| matches!(effect, Effect::Rollback { .. }))
+        {
+            Request::Rollback
+        } else if self.request_writes {
+            Request::Write
+        } else {
+            Request::Read
+        }
+    }
+
+    /// The transaction as of the latest ReadyForQuery.
+    pub fn transaction(&self) -> Transaction {
+        match (self.status, self.transaction_wrote) {
+            (b'I', _) => Transaction::None,
+            (_, false) => Transaction::Clean,
+            (_, true) => Transaction::Wrote,
+        }
+    }
+
+    /// Whether a message to the client is only half there, so that no word can be put in.
+    pub fn mid_message(&self) -> bool {
+        self.server_skip > 0 && !self.server_skip_swallow
+    }
+
+    /// How many ReadyForQuery the client waits for; and whether its last segment has not ended.
+    pub fn due(&self) -> (usize, bool) {
+        let ends = |due: &&Expect| matches!(due, Expect::Query { .. } | Expect::Function | Expect::Sync);
+        (self.ring.iter().filter(ends).count(), self.segment_open)
+    }
+
+    /// Writes the answers of a ROLLBACK that worked.
+    pub fn answer_rollback(&mut self, client: &mut Vec<u8>) {
+        for due in &self.ring {
+            match due {
+                Expect::Query { .. } => {
+                    build::command_complete(client, "ROLLBACK");
+                    build::ready(client, b'I');
+                }
+                Expect::Sync | Expect::Function => build::ready(client, b'I'),
+                Expect::Parse { wanted: true, .. } | Expect::Elided => build::parse_complete(client),
+                Expect::Bind => build::bind_complete(client),
+                Expect::Describe => build::no_data(client),
+                Expect::Execute { .. } => build::command_complete(client, "ROLLBACK"),
+                Expect::Close | Expect::CloseElided => build::close_complete(client),
+                Expect::Injected | Expect::Parse { wanted: false, .. } | Expect::CloseInjected | Expect::CopyEnd => {}
+            }
+        }
+    }
+
+    fn note(&mut self, class: Class) {
+        self.request_writes |= class == Class::Write;
+    }
+
+    fn apply(&mut self, route: &Route, part: Option<u32>, tag: &[u8]) {
+        for traced in route.effects.iter().filter(|traced| part.is_none_or(|part| part == traced.part)) {
+            match self.state.apply(&traced.effect, tag) {
+                Consequence::Nothing => {}
+                Consequence::AllDeallocated => self.all_deallocated = true,
+                Consequence::CatalogChanged => self.catalog_changed = true,
+            }
+        }
+    }
+
     /// Whether nothing is due, no transaction is open and no message is half sent: the server may serve another.
     pub fn at_rest(&self) -> bool {
         self.ring.is_empty()
@@ -161,6 +315,11 @@ impl Exchange {
             && self.server_skip == 0
             && !self.copy_in
             && !self.streaming
+    }
+
+    /// Whether a segment of the extended protocol, a copying or a long message is under way.
+    pub fn mid_request(&self) -> bool {
+        self.segment_open || self.copy_in || self.streaming || self.client_skip > 0
     }
 
     /// Whether the client waits for nothing, so that a word of ours may be put in.
@@ -176,11 +335,6 @@ impl Exchange {
     /// Whether any answer has reached the client since the request began.
     pub fn answered(&self) -> bool {
         self.answered
-    }
-
-    /// Segments and simple queries that ended since the beginning.
-    pub fn finished(&self) -> u64 {
-        self.finished
     }
 
     /// Takes the settings that the server reported.
@@ -214,12 +368,22 @@ impl Exchange {
     }
 
     /// The server is gone: nothing is due any more. Statements of the unanswered Parses lose their names.
-    pub fn reset(&mut self, client: &mut ClientStatements) {
+    pub fn server_lost(&mut self, client: &mut ClientStatements) {
         self.drop_expected(usize::MAX);
         self.settle(client, None);
-        let (reported, finished) = (std::mem::take(&mut self.reported), self.finished);
-        let ring = std::mem::take(&mut self.ring);
-        *self = Exchange { reported, finished, ring, ..Exchange::default() };
+        self.segment_open = false;
+        self.ignoring = false;
+        self.copy_in = false;
+        self.streaming = false;
+        self.server_skip = 0;
+        self.status = b'I';
+        self.injected_error = None;
+        self.answered = false;
+        self.request_writes = false;
+        self.transaction_wrote = false;
+        self.refused = None;
+        self.portals.clear();
+        self.state.server_lost();
         client.unnamed_loaded = false;
     }
 
@@ -241,8 +405,7 @@ impl Exchange {
             }
         }
         if self.failed_parses.contains(&0) {
-            client.unnamed = None;
-            client.unnamed_loaded = false;
+            client.forget_unnamed();
         }
         self.failed_parses.clear();
     }
@@ -268,14 +431,18 @@ impl Exchange {
                         self.failed_names.push(name);
                     }
                 }
+                Some(Expect::Query { effects: true } | Expect::Execute { effects: true }) => {
+                    self.effects.pop_front();
+                    self.parts_done = 0;
+                }
                 Some(
-                    Expect::Query { .. }
+                    Expect::Query { effects: false }
                     | Expect::Injected
                     | Expect::Function
                     | Expect::Sync
                     | Expect::Bind
                     | Expect::Describe
-                    | Expect::Execute { .. }
+                    | Expect::Execute { effects: false }
                     | Expect::Close
                     | Expect::CloseInjected
                     | Expect::CloseElided

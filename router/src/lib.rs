@@ -5,6 +5,7 @@
 //! its server is decided by `exchange`, which is pure; `session` does the reading and writing. Servers come and go by
 //! `Topology` values, which someone else supplies.
 
+pub mod admin;
 pub mod cancel;
 pub mod config;
 pub mod exchange;
@@ -13,12 +14,15 @@ pub mod obtain;
 pub mod out;
 pub mod pool;
 pub mod prepared;
+pub mod reads;
 pub mod refusal;
 pub mod scram;
 pub mod server;
 pub mod session;
 pub mod settings;
+pub mod state;
 pub mod stream;
+pub mod tls;
 pub mod topology;
 pub mod worker;
 
@@ -31,7 +35,7 @@ use arc_swap::ArcSwap;
 use model::Trouble;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -46,6 +50,8 @@ pub struct Global {
     pub clients: AtomicUsize,
     /// Makes unknown users look like known ones.
     pub seed: [u8; 32],
+    /// Whether new statements are held by an administrator's order.
+    pub paused: AtomicBool,
     /// Clients of each worker.
     load: Vec<AtomicUsize>,
     mail: Arc<[Mailbox]>,
@@ -65,6 +71,25 @@ impl Global {
     /// All pools.
     pub fn all_pools(&self) -> Vec<Arc<SharedPool>> {
         self.pools.lock().expect("no panic under this lock").values().cloned().collect()
+    }
+
+    /// Holds new statements, or lets them go on.
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+        // Whoever waits looks again.
+        self.topology.send_modify(|_| {});
+    }
+
+    /// All workers' mail.
+    pub fn mailboxes(&self) -> &[Mailbox] {
+        &self.mail
+    }
+
+    /// Ends a client.
+    pub fn kill(&self, pid: u32) {
+        if let Some(mailbox) = self.mail.get((pid >> 22) as usize) {
+            mailbox.post(Mail::Kill(pid));
+        }
     }
 
     /// A client of `worker` is gone.
@@ -111,6 +136,7 @@ impl Router {
             topology: sender,
             clients: AtomicUsize::new(0),
             seed: random(),
+            paused: AtomicBool::new(false),
             load: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             mail: mail.into(),
             pools: Mutex::default(),
@@ -128,6 +154,15 @@ impl Router {
             listeners.into_iter().map(|listener| tokio::spawn(accept(listener, global.clone()))).collect();
         acceptors.push(tokio::spawn(pass_on(topology, global.clone())));
         Ok(Router { global, addresses, acceptors, threads })
+    }
+
+    /// Takes another configuration. Listeners and threads stay as they are; clients that are in stay in.
+    pub fn reload(&self, config: Config) {
+        let pool_size = config.pool_size;
+        self.global.config.store(Arc::new(config));
+        for pool in self.global.all_pools() {
+            pool.set_limit(pool_size);
+        }
     }
 
     /// Where it listens.
@@ -158,11 +193,8 @@ impl Drop for Router {
 async fn pass_on(mut topology: watch::Receiver<Topology>, global: Arc<Global>) {
     while topology.changed().await.is_ok() {
         let news = topology.borrow_and_update().clone();
-        global.topology.send_if_modified(|known| {
-            let modified = *known != news;
-            *known = news;
-            modified
-        });
+        // Also where nothing changed: a position that is confirmed is worth more than an old one.
+        global.topology.send_replace(news);
     }
 }
 

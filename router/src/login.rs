@@ -34,6 +34,10 @@ impl Drop for Counted {
 enum Out {
     /// It hung up, or needed only a word.
     Gone,
+    /// It replicates: from now on it and this server just stream.
+    Replication(Box<crate::server::Server>),
+    /// It is let in to the console.
+    Administrator,
     /// It is told this.
     Refused(Refusal),
     /// It is told what the server says.
@@ -59,19 +63,32 @@ pub async fn serve(worker: Rc<Worker>, socket: std::net::TcpStream) {
     let _ = socket.set_nodelay(true);
     let limit = worker.config().login_timeout;
     // Boxed, so that a client that only waits does not carry the memory of its login.
-    if let Ok(Some(session)) = tokio::time::timeout(limit, Box::pin(enter(worker, Stream::Tcp(socket)))).await {
+    if let Ok(Some(session)) = tokio::time::timeout(limit, Box::pin(enter(worker, socket))).await {
         session.run().await;
     }
 }
 
-async fn enter(worker: Rc<Worker>, stream: Stream) -> Option<Session> {
-    let mut stream = stream;
+async fn enter(worker: Rc<Worker>, socket: TcpStream) -> Option<Session> {
+    let mut stream = encrypt_at_once(&worker, socket).await?;
     match log_in(&worker, &mut stream).await {
-        Ok(Admitted { entry, settings, mode }) => Some(Session::new(worker, entry, stream, settings, mode)),
+        Ok(Admitted { entry, settings, reported, mode }) => {
+            Some(Session::new(worker, entry, stream, settings, &reported, mode))
+        }
+        Err(Out::Replication(server)) => {
+            tokio::task::spawn_local(replicate(worker, stream, *server));
+            None
+        }
+        Err(Out::Administrator) => {
+            // The login's deadline does not bind who is in.
+            tokio::task::spawn_local(async move {
+                let _ = crate::admin::serve(worker, stream).await;
+            });
+            None
+        }
         Err(out) => {
             let mut bytes = Vec::new();
             match out {
-                Out::Gone => return None,
+                Out::Gone | Out::Administrator | Out::Replication(_) => return None,
                 Out::Refused(refusal) => refusal.write("FATAL", &mut bytes),
                 Out::Server(error) => error.write("FATAL", &mut bytes),
             }
@@ -82,31 +99,62 @@ async fn enter(worker: Rc<Worker>, stream: Stream) -> Option<Session> {
     }
 }
 
+/// First byte of a TLS handshake; no first message of the protocol begins with it, being so long.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Clients of PostgreSQL 17 and later may begin with TLS without asking.
+async fn encrypt_at_once(worker: &Rc<Worker>, socket: TcpStream) -> Option<Stream> {
+    let mut first = [0];
+    if socket.peek(&mut first).await.ok()? == 0 {
+        return None;
+    }
+    match worker.config().client_tls.clone() {
+        Some(tls) if first[0] == TLS_HANDSHAKE => {
+            let stream = tokio_rustls::TlsAcceptor::from(tls.config).accept(socket).await.ok()?;
+            // Without the agreed name this could be another protocol's traffic led here.
+            let agreed = stream.get_ref().1.alpn_protocol() == Some(crate::tls::ALPN);
+            agreed.then(|| Stream::Tls(Box::new(stream.into())))
+        }
+        Some(_) | None => Some(Stream::Tcp(socket)),
+    }
+}
+
 struct Admitted {
     entry: Rc<ClientEntry>,
     settings: Arc<Settings>,
+    reported: Arc<Reported>,
     mode: crate::config::PoolMode,
 }
 
 async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Out> {
     let config = worker.config();
     let start = opening(worker, stream).await?;
+    if config.client_tls.as_ref().is_some_and(|tls| tls.require) && !stream.is_tls() {
+        return Err(Refusal::authentication("the router takes connections with TLS only").sqlstate("28000").into());
+    }
     if worker.global.clients.load(std::sync::atomic::Ordering::SeqCst) > config.clients_max {
         return Err(Refusal::too_many_clients(format!("{} clients are connected", config.clients_max)).into());
     }
     let user = start.get("user").filter(|user| !user.is_empty());
     let user = user.ok_or_else(|| Refusal::protocol("the client gave no user").sqlstate("28000"))?.to_owned();
     let database = start.get("database").filter(|name| !name.is_empty()).unwrap_or(&user).to_owned();
-    if start.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
-        return Err(Refusal::unsupported("replication through the router").into());
-    }
     let unknown: Vec<&str> = start.extensions().collect();
     if start.minor > 0 || !unknown.is_empty() {
         let mut out = Vec::new();
         build::negotiate_version(&mut out, 0, &unknown);
         stream.write_all(&out).await?;
     }
-    authenticate(worker, stream, &user).await?;
+    authenticate(worker, stream, &user, &database).await?;
+    if start.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
+        return Err(Out::Replication(open_replication(worker, &start, &database, &user).await?));
+    }
+    if matches!(database.as_str(), "stemma" | "pgbouncer") {
+        return if config.admins.contains(&user) {
+            Err(Out::Administrator)
+        } else {
+            Err(Refusal::authentication(format!("user \"{user}\" may not use the console")).sqlstate("42501").into())
+        };
+    }
     let settings = Arc::new(settings_of(&start)?);
     let reported = welcome(worker, &database, &user, &settings).await?;
     let entry = worker.register(|pid| ClientEntry::new(pid, &user, &database));
@@ -121,7 +169,47 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Ou
         worker.unregister(entry.pid);
         return Err(error.into());
     }
-    Ok(Admitted { entry, settings, mode: config.mode })
+    Ok(Admitted { entry, settings, reported, mode: config.mode })
+}
+
+/// A connection to the primary for a client that speaks the replication protocol: its own, with the client's words.
+async fn open_replication(
+    worker: &Rc<Worker>,
+    start: &Start,
+    database: &str,
+    user: &str,
+) -> Result<Box<crate::server::Server>, Out> {
+    let pool = worker.primary_pool(database, user);
+    let pool = pool.ok_or_else(|| Refusal::no_primary("the cluster has no primary now"))?;
+    let slot = pool.shared.reserve();
+    let slot = slot.ok_or_else(|| Refusal::pool_exhausted("no connection is free for replication"))?;
+    let passed = |name: &str| !matches!(name, "user" | "database") && !name.starts_with("_pq_.");
+    let parameters: Vec<(&str, &str)> = start
+        .parameters
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .filter(|(name, _)| passed(name))
+        .collect();
+    let connected = crate::server::connect_with(slot, &worker.config(), worker.proof(user), &parameters).await;
+    connected.map(Box::new).map_err(Out::Server)
+}
+
+/// Lets a client and its server stream until one of them ends.
+async fn replicate(worker: Rc<Worker>, mut client: Stream, mut server: crate::server::Server) {
+    let key = &server.slot.pool().key;
+    let entry = worker.register(|pid| ClientEntry::new(pid, &key.user, &key.database));
+    *entry.running.borrow_mut() = Some(server.key.clone());
+    let mut out = Vec::new();
+    build::authentication_ok(&mut out);
+    for (name, value) in server.reported.iter() {
+        build::parameter_status(&mut out, name, value);
+    }
+    build::backend_key(&mut out, entry.pid, &entry.secret);
+    build::ready(&mut out, b'I');
+    if client.write_all(&out).await.is_ok() {
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server.stream).await;
+    }
+    worker.unregister(entry.pid);
 }
 
 /// Reads first messages until one starts a session.
@@ -134,7 +222,22 @@ async fn opening(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Start, Out>
         let mut body = vec![0; length - 4];
         stream.read_exact(&mut body).await?;
         match startup::parse(&body).map_err(malformed)? {
-            Opening::Ssl | Opening::Gss => stream.write_all(b"N").await?,
+            Opening::Ssl => match (worker.config().client_tls.clone(), stream.take_tcp()) {
+                (Some(tls), Some(mut socket)) => {
+                    // Exactly the request was read: what a stranger put behind it in clear text goes to the handshake,
+                    // which fails on it.
+                    socket.write_all(b"S").await?;
+                    let encrypted = tokio_rustls::TlsAcceptor::from(tls.config).accept(socket).await?;
+                    *stream = Stream::Tls(Box::new(encrypted.into()));
+                }
+                (_, plain) => {
+                    if let Some(socket) = plain {
+                        *stream = Stream::Tcp(socket);
+                    }
+                    stream.write_all(b"N").await?;
+                }
+            },
+            Opening::Gss => stream.write_all(b"N").await?,
             Opening::Cancel { pid, secret } => {
                 worker.global.cancel(pid, secret);
                 return Err(Out::Gone);
@@ -144,12 +247,54 @@ async fn opening(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Start, Out>
     }
 }
 
-async fn authenticate(worker: &Rc<Worker>, stream: &mut Stream, user: &str) -> Result<(), Out> {
+/// What the router knows of a user.
+enum Known {
+    /// It needs no proof.
+    Believed,
+    /// This.
+    Secret(Secret),
+    /// Nothing.
+    Nobody,
+}
+
+async fn secret_of(worker: &Rc<Worker>, user: &str, database: &str) -> Result<Known, Out> {
     let config = worker.config();
-    let secret = match &config.auth {
-        ClientAuth::Trust => return Ok(()),
-        ClientAuth::Users(users) => users.get(user).cloned(),
-        ClientAuth::Query { users, .. } => users.get(user).cloned(),
+    let known = |users: &std::collections::BTreeMap<String, Secret>, name: &str| users.get(name).cloned();
+    match &config.auth {
+        ClientAuth::Trust => Ok(Known::Believed),
+        ClientAuth::Users(users) => Ok(known(users, user).map_or(Known::Nobody, Known::Secret)),
+        ClientAuth::Query { users, user: asker, database: place, query } => {
+            if let Some(secret) = known(users, user) {
+                return Ok(Known::Secret(secret));
+            }
+            if let Some(Secret::Password(password)) = known(users, asker) {
+                worker.learn_proof(asker, Proof::Password(password));
+            }
+            let place = place.as_deref().unwrap_or(database);
+            let find = || worker.primary_pool(place, asker);
+            let mut server = obtain::obtain(worker, asker, find).await.map_err(out)?;
+            let sql = query.replace("$1", &crate::settings::literal(user));
+            let rows = crate::server::ask(&mut server, &sql).await.map_err(Out::Server)?;
+            worker.put_back(server);
+            let found = rows.into_iter().next().and_then(|row| row.into_iter().nth(1).flatten());
+            Ok(found.map_or(Known::Nobody, |verifier| Known::Secret(Secret::Verifier(verifier))))
+        }
+    }
+}
+
+fn out(failure: Failure) -> Out {
+    match failure {
+        Failure::ClientGone => Out::Gone,
+        Failure::Refused(refusal) => Out::Refused(refusal),
+        Failure::Server(error) => Out::Server(error),
+    }
+}
+
+async fn authenticate(worker: &Rc<Worker>, stream: &mut Stream, user: &str, database: &str) -> Result<(), Out> {
+    let secret = match secret_of(worker, user, database).await? {
+        Known::Believed => return Ok(()),
+        Known::Secret(secret) => Some(secret),
+        Known::Nobody => None,
     };
     let verifier = match &secret {
         Some(Secret::Password(password)) => Verifier::from_password(password, crate::random()),
@@ -294,34 +439,9 @@ async fn welcome(
     {
         return Ok(known);
     }
-    let mut server = obtain::obtain(worker, user, find).await.map_err(|failure| match failure {
-        Failure::ClientGone => Out::Gone,
-        Failure::Refused(refusal) => Out::Refused(refusal),
-        Failure::Server(error) => Out::Server(error),
-    })?;
+    let mut server = obtain::obtain(worker, user, find).await.map_err(out)?;
     if let Some(sql) = settings.difference(&server.settings) {
-        let mut out = Vec::new();
-        build::query(&mut out, &sql);
-        server.stream.write_all(&out).await?;
-        server.stream.flush().await?;
-        let mut body = Vec::new();
-        let mut refused = None;
-        loop {
-            let head = read_message(&mut server.stream, &mut body).await?;
-            match head.tag {
-                b'S' => {
-                    if let Ok((name, value)) = wire::backend::parameter_status(&body) {
-                        Arc::make_mut(&mut server.reported).insert(name.to_vec(), value.to_vec());
-                    }
-                }
-                b'E' => refused = Some(std::mem::take(&mut body)),
-                b'Z' => break,
-                _ => {}
-            }
-        }
-        if let Some(body) = refused {
-            return Err(Out::Server(crate::server::ConnectError::Refused(body)));
-        }
+        crate::server::ask(&mut server, &sql).await.map_err(Out::Server)?;
         server.settings = settings.clone();
     }
     let reported = server.reported.clone();

@@ -3,9 +3,11 @@
 use crate::pool::{Grant, Pool, Slot};
 use crate::refusal::Refusal;
 use crate::server::{self, ConnectError, Server};
+use crate::settings::Settings;
 use crate::stream::Stream;
 use crate::worker::Worker;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 
@@ -31,7 +33,7 @@ pub async fn obtain(
     mut target: impl FnMut() -> Option<Rc<Pool>>,
 ) -> Result<Server, Failure> {
     let config = worker.config();
-    let hold_until = Instant::now() + config.hold_max;
+    let mut hold_until = Instant::now() + config.hold_max;
     let mut why = String::new();
     loop {
         let mut news = worker.global.topology.subscribe();
@@ -42,6 +44,10 @@ pub async fn obtain(
             }
         }
         let now = Instant::now();
+        if crate::admin::is_paused(worker) {
+            // An administrator holds it, for as long as they like.
+            hold_until = now + config.hold_max;
+        }
         if now >= hold_until {
             let seconds = config.hold_max.as_secs_f32();
             let refusal = Refusal::no_primary(format!("no primary took the statement within {seconds} s"));
@@ -52,7 +58,8 @@ pub async fn obtain(
     }
 }
 
-async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Server, Failure> {
+/// A connection from one pool: an idle one, a new one, or the next that is given back.
+pub async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Server, Failure> {
     if let Some(server) = pool.take() {
         return Ok(server);
     }
@@ -96,6 +103,45 @@ impl Drop for Place<'_> {
 async fn connect(worker: &Rc<Worker>, slot: Slot, user: &str) -> Result<Server, Failure> {
     let config = worker.config();
     server::connect(slot, &config, worker.proof(user)).await.map_err(Failure::Server)
+}
+
+/// Makes a server fit for another client after one that left it in whatever state, and gives it back; closes it where
+/// that does not work at once.
+pub async fn clean(worker: &Rc<Worker>, mut server: Server, left: Left) {
+    // In the middle of something: an answer would have to be waited for that nobody wants.
+    if !left.quiet || !server.inbox.is_empty() || !server.outbox.is_empty() {
+        return;
+    }
+    let limit = worker.config().connect_timeout;
+    let cleaned = tokio::time::timeout(limit, async {
+        if left.in_transaction {
+            server::ask(&mut server, "ROLLBACK").await?;
+        }
+        if left.discard {
+            server::ask(&mut server, "DISCARD ALL").await?;
+        }
+        Ok::<_, ConnectError>(())
+    });
+    if let Ok(Ok(())) = cleaned.await {
+        server.settings = left.settings;
+        if left.discard {
+            server.statements.clear();
+            server.settings = Default::default();
+        }
+        worker.put_back(server);
+    }
+}
+
+/// How a client left its server.
+pub struct Left {
+    /// Nothing is due from it.
+    pub quiet: bool,
+    /// A transaction is open.
+    pub in_transaction: bool,
+    /// It holds things that must not reach another client.
+    pub discard: bool,
+    /// The settings it has once the transaction is rolled back.
+    pub settings: Arc<Settings>,
 }
 
 /// Ends when the client has closed its side. Bytes it sends meanwhile stay where they are.

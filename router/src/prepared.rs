@@ -4,6 +4,8 @@
 //! and is known to servers under a name made from that number, so two clients that prepare the same text share one
 //! server-side statement, and no client can reach another's by its name.
 
+use routing::{Catalog, Lexing, Route};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -22,12 +24,45 @@ pub struct Statement {
     pub id: u32,
     /// Text with its end, and parameter types: what stands behind the name in a Parse.
     pub definition: Box<[u8]>,
+    /// How its text is read.
+    pub lexing: Lexing,
+    /// Where it may run and what it does, by the catalogue of this generation (rule P-3).
+    route: RefCell<(u64, Rc<Route>)>,
+}
+
+/// What texts are judged with.
+#[derive(Clone, Copy)]
+pub struct Judge<'j> {
+    /// What is known of the database.
+    pub catalog: &'j Catalog,
+    /// Changes with it.
+    pub generation: u64,
+    /// How the session's texts are read.
+    pub lexing: Lexing,
+}
+
+impl Judge<'_> {
+    /// Where a text may run and what it does.
+    pub fn route(&self, sql: &[u8]) -> Route {
+        routing::analyse(sql, self.lexing, self.catalog)
+    }
 }
 
 impl Statement {
     /// The name under which servers know it.
     pub fn server_name(&self) -> String {
         format!("{PREFIX}{}", self.id)
+    }
+
+    /// Where it may run and what it does.
+    pub fn route(&self, judge: &Judge<'_>) -> Rc<Route> {
+        let (generation, known) = self.route.borrow().clone();
+        if generation == judge.generation {
+            return known;
+        }
+        let route = Rc::new(routing::analyse(self.sql(), self.lexing, judge.catalog));
+        *self.route.borrow_mut() = (judge.generation, route.clone());
+        route
     }
 
     /// The text.
@@ -48,7 +83,7 @@ pub struct Interner {
 
 impl Interner {
     /// The statement with this definition.
-    pub fn intern(&mut self, definition: &[u8]) -> Rc<Statement> {
+    pub fn intern(&mut self, definition: &[u8], judge: &Judge<'_>) -> Rc<Statement> {
         let hash = self.hasher.hash_one(definition);
         if self.known.len() >= self.sweep_at {
             self.known.retain(|_, list| {
@@ -58,11 +93,17 @@ impl Interner {
             self.sweep_at = self.known.len() * 2 + 1024;
         }
         let list = self.known.entry(hash).or_default();
-        if let Some(found) = list.iter().filter_map(Weak::upgrade).find(|known| *known.definition == *definition) {
+        let same = |known: &Rc<Statement>| *known.definition == *definition && known.lexing == judge.lexing;
+        if let Some(found) = list.iter().filter_map(Weak::upgrade).find(same) {
             return found;
         }
-        let made =
-            Rc::new(Statement { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), definition: definition.to_vec().into() });
+        let sql = definition.split(|byte| *byte == 0).next().unwrap_or_default();
+        let made = Rc::new(Statement {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            definition: definition.to_vec().into(),
+            lexing: judge.lexing,
+            route: RefCell::new((judge.generation, Rc::new(judge.route(sql)))),
+        });
         list.push(Rc::downgrade(&made));
         made
     }
@@ -74,6 +115,10 @@ pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Rc<Statement>>,
     /// The definition of the unnamed statement.
     pub unnamed: Option<Vec<u8>>,
+    /// What it does to the session, where it does anything.
+    pub unnamed_route: Option<Rc<Route>>,
+    /// Whether it may write.
+    pub unnamed_writes: bool,
     /// Whether the server that is attached has it.
     pub unnamed_loaded: bool,
 }
@@ -94,7 +139,12 @@ impl ClientStatements {
     /// Forgets everything (`DEALLOCATE ALL`, `DISCARD ALL`).
     pub fn clear(&mut self) {
         self.named = HashMap::new();
+        self.forget_unnamed();
+    }
+    /// The unnamed statement is gone.
+    pub fn forget_unnamed(&mut self) {
         self.unnamed = None;
+        self.unnamed_route = None;
         self.unnamed_loaded = false;
     }
     /// How many names there are.
@@ -166,10 +216,12 @@ mod tests {
     #[test]
     fn one_definition_has_one_number_while_anyone_uses_it() {
         let mut interner = Interner::default();
-        let first = interner.intern(b"SELECT 1\0\0\0");
-        let again = interner.intern(b"SELECT 1\0\0\0");
+        let catalog = Catalog::cold();
+        let judge = Judge { catalog: &catalog, generation: 0, lexing: Lexing::default() };
+        let first = interner.intern(b"SELECT 1\0\0\0", &judge);
+        let again = interner.intern(b"SELECT 1\0\0\0", &judge);
         assert!(Rc::ptr_eq(&first, &again));
-        assert_ne!(first.id, interner.intern(b"SELECT 1\0\0\x01\0\0\0\x17").id, "other types, other statement");
+        assert_ne!(first.id, interner.intern(b"SELECT 1\0\0\x01\0\0\0\x17", &judge).id, "other types, other statement");
         assert_eq!(first.sql(), b"SELECT 1");
     }
 

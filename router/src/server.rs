@@ -136,7 +136,7 @@ impl Server {
             Stream::Tcp(stream) => stream.into_std().map(Socket::Tcp),
             Stream::Unix(stream) => stream.into_std().map(Socket::Unix),
             // The state of TLS stays behind; whoever waits makes a connection of its own in this one's place.
-            Stream::Tls(_) => return Grant::Connect(slot),
+            Stream::Tls(_) | Stream::Taken => return Grant::Connect(slot),
         };
         match socket {
             Ok(socket) => {
@@ -204,8 +204,18 @@ impl From<io::Error> for ConnectError {
 
 /// Connects and logs in.
 pub async fn connect(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Server, ConnectError> {
+    connect_with(slot, config, proof, &[]).await
+}
+
+/// The same with further startup parameters.
+pub async fn connect_with(
+    slot: Slot,
+    config: &Config,
+    proof: Option<Proof>,
+    parameters: &[(&str, &str)],
+) -> Result<Server, ConnectError> {
     let node = slot.pool().key.node.clone();
-    match tokio::time::timeout(config.connect_timeout, login(slot, config, proof)).await {
+    match tokio::time::timeout(config.connect_timeout, login(slot, config, proof, parameters)).await {
         Ok(done) => done,
         Err(_) => Err(ConnectError::Unreachable(format!("{node} did not answer in time"))),
     }
@@ -254,14 +264,21 @@ pub async fn read_message(stream: &mut Stream, buffer: &mut Vec<u8>) -> io::Resu
     Ok(head)
 }
 
-async fn login(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Server, ConnectError> {
+async fn login(
+    slot: Slot,
+    config: &Config,
+    proof: Option<Proof>,
+    parameters: &[(&str, &str)],
+) -> Result<Server, ConnectError> {
     let key = slot.pool().key.clone();
     let mut stream = open(&key.node, &config.server_tls).await?;
     let mut out = Vec::new();
-    build::startup(
-        &mut out,
-        &[("user", &key.user), ("database", &key.database), ("client_encoding", "UTF8"), ("application_name", "")],
-    );
+    let mut wanted = vec![("user", key.user.as_str()), ("database", key.database.as_str())];
+    match parameters {
+        [] => wanted.extend([("client_encoding", "UTF8"), ("application_name", "")]),
+        given => wanted.extend(given),
+    }
+    build::startup(&mut out, &wanted);
     stream.write_all(&out).await?;
     let mut body = Vec::new();
     authenticate(&mut stream, &mut body, &key, proof).await?;
@@ -298,6 +315,36 @@ async fn login(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Serv
         used: now,
         slot,
     })
+}
+
+/// A row of an answer, in text format.
+pub type Row = Vec<Option<String>>;
+
+/// Asks something of our own by a simple query: the rows of all its statements.
+pub async fn ask(server: &mut Server, sql: &str) -> Result<Vec<Row>, ConnectError> {
+    let mut out = Vec::new();
+    build::query(&mut out, sql);
+    server.stream.write_all(&out).await?;
+    server.stream.flush().await?;
+    let (mut rows, mut body, mut refused) = (Vec::new(), Vec::new(), None);
+    loop {
+        let head = read_message(&mut server.stream, &mut body).await?;
+        match head.tag {
+            b'S' => {
+                if let Ok((name, value)) = backend::parameter_status(&body) {
+                    Arc::make_mut(&mut server.reported).insert(name.to_vec(), value.to_vec());
+                }
+            }
+            b'D' => rows.push(backend::text_row(&body).map_err(|bad| ConnectError::Unreachable(bad.to_string()))?),
+            b'E' => refused = Some(std::mem::take(&mut body)),
+            b'Z' => break,
+            _ => {} // Descriptions, tags and notices.
+        }
+    }
+    match refused {
+        Some(body) => Err(ConnectError::Refused(body)),
+        None => Ok(rows),
+    }
 }
 
 /// An error during a login: some say that it may be better soon.

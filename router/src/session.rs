@@ -1,28 +1,34 @@
 //! One client that is logged in: its bytes go to a server and back. A turn does everything that can be done without
 //! waiting; what must be waited for (a free server) is done between turns.
 
+mod lost;
+mod pump;
+mod target;
+
 use crate::config::PoolMode;
-use crate::exchange::{self, Context as Reading, Exchange, Stop};
+use crate::exchange::Exchange;
 use crate::obtain::{self, Failure};
 use crate::pool::Pool;
 use crate::prepared::ClientStatements;
+use crate::reads::{self, Reading};
 use crate::refusal::Refusal;
-use crate::server::{CancelKey, Server};
+use crate::server::{CancelKey, Reported, Server};
 use crate::settings::Settings;
 use crate::stream::Stream;
-use crate::worker::{Scratch, Worker};
+use crate::topology::NodeAddr;
+use crate::worker::{CatalogEntry, Worker};
+use model::NodeId;
+use routing::consistency::Ack;
+use routing::{Encoding, Lexing};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
-use wire::build;
 
-/// Answers that a client does not fetch, before its further messages are left unread.
-const OUTBOX_BYTES_MAX: usize = 1 << 20;
-/// Room that a read finds at least behind bytes that wait for their end.
-const READ_BYTES_MIN: usize = 16 << 10;
+/// How long a client that is sent away has to read why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What others may know of a client.
 pub struct ClientEntry {
@@ -34,10 +40,18 @@ pub struct ClientEntry {
     pub user: String,
     /// Its database.
     pub database: String,
+    /// When it logged in.
+    pub since: Instant,
     /// What runs its statement now.
     pub running: RefCell<Option<Arc<CancelKey>>>,
     /// Cancel requests on their way to that server.
     pub cancels: Cell<u32>,
+    /// Why it keeps its server.
+    pub pins: RefCell<Vec<crate::state::Pin>>,
+    /// Since when it waits for a server.
+    pub waits: Cell<Option<Instant>>,
+    /// An administrator wants it gone.
+    pub killed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -49,16 +63,21 @@ impl ClientEntry {
             secret: crate::random::<4>().to_vec(),
             user: user.to_owned(),
             database: database.to_owned(),
+            since: Instant::now(),
             running: RefCell::default(),
             cancels: Cell::new(0),
+            pins: RefCell::default(),
+            waits: Cell::new(None),
+            killed: Cell::new(false),
             waker: RefCell::default(),
         }
     }
 
     /// Makes its task look around.
     pub fn wake(&self) {
-        if let Some(waker) = self.waker.borrow().as_ref() {
-            waker.wake_by_ref();
+        let waker = self.waker.borrow().clone();
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
@@ -74,12 +93,16 @@ impl ClientEntry {
 enum Turn {
     /// The client's next message needs a server, and none is free.
     Acquire,
+    /// The client's next read needs a position of the primary.
+    Position(Ack),
     /// The server is gone, or spoke nonsense.
     ServerLost(String),
     /// The client is gone, or has said goodbye.
     End,
     /// The client spoke nonsense.
     Malformed(&'static str),
+    /// An administrator ended it.
+    Killed,
 }
 
 /// A client that is logged in.
@@ -96,21 +119,59 @@ pub struct Session {
     server: Option<Server>,
     exchange: Exchange,
     statements: ClientStatements,
-    settings: Arc<Settings>,
     mode: PoolMode,
+    /// The pool used last, and the news of the servers that it goes by.
     pool: Option<(u64, Rc<Pool>)>,
+    /// How its texts are read.
+    lexing: Lexing,
+    catalog: Rc<CatalogEntry>,
+    /// The request's bytes, while it may be sent again.
+    kept: Vec<u8>,
+    /// Whether `kept` holds all of it.
+    keeping: bool,
+    /// How often it was sent again.
+    retries: u8,
+    /// The next attempt is to wait so long, or for news of the servers.
+    pause_until: Option<Instant>,
+    /// The end of the attempts for this request.
+    held_until: Option<Instant>,
+    /// What is said to the client in place of an answer to its next request.
+    refusal: Vec<u8>,
+    /// News of the servers that were taken in.
+    generation: u64,
+    /// What its reads must see.
+    reading: Reading,
+    /// The replica that is attached, and since when.
+    replica: Option<(NodeId, Instant)>,
+    /// The request at hand is for the primary, whatever it looks like.
+    primary_only: bool,
+    /// What is waited for goes to this replica.
+    wanted: Option<(NodeId, NodeAddr)>,
+    /// The length of the read that the attached replica was taken for.
+    limit: Option<usize>,
+    /// What follows is not for the replica that is attached.
+    leaving: bool,
 }
 
 impl Session {
-    /// A client that was told `ReadyForQuery`.
+    /// A client that is about to be told `ReadyForQuery`.
     pub fn new(
         worker: Rc<Worker>,
         entry: Rc<ClientEntry>,
         client: Stream,
         settings: Arc<Settings>,
+        reported: &Reported,
         mode: PoolMode,
     ) -> Session {
+        let catalog = worker.catalog(&entry.database);
+        let now = Instant::now();
+        if worker.config().split && catalog.is_due(now) {
+            catalog.mark_read(now);
+            let (database, user) = (entry.database.clone(), entry.user.clone());
+            tokio::task::spawn_local(reads::load_catalog(worker.clone(), database, user));
+        }
         Session {
+            generation: worker.generation(),
             worker,
             entry,
             client,
@@ -118,11 +179,24 @@ impl Session {
             unread: false,
             outbox: Vec::new(),
             server: None,
-            exchange: Exchange::default(),
+            exchange: Exchange::new(settings),
             statements: ClientStatements::default(),
-            settings,
             mode,
             pool: None,
+            lexing: lexing(reported),
+            catalog,
+            kept: Vec::new(),
+            keeping: false,
+            retries: 0,
+            pause_until: None,
+            held_until: None,
+            refusal: Vec::new(),
+            reading: Reading::default(),
+            replica: None,
+            primary_only: false,
+            wanted: None,
+            limit: None,
+            leaving: false,
         }
     }
 
@@ -131,84 +205,144 @@ impl Session {
         loop {
             match std::future::poll_fn(|context| self.turn(context)).await {
                 Turn::Acquire => {
+                    self.entry.waits.set(Some(Instant::now()));
                     let found = Box::pin(self.acquire()).await;
+                    self.entry.waits.set(None);
                     match found {
                         Ok(server) => self.attach(server),
                         Err(Failure::ClientGone) => break,
-                        Err(Failure::Refused(refusal)) => {
-                            self.last_words(&refusal).await;
-                            break;
-                        }
-                        Err(Failure::Server(error)) => {
-                            error.write("FATAL", &mut self.outbox);
-                            self.say_outbox().await;
-                            break;
-                        }
+                        Err(Failure::Refused(refusal)) => self.refuse_next(|out| refusal.write("ERROR", out)),
+                        Err(Failure::Server(error)) => self.refuse_next(|out| error.write("ERROR", out)),
                     }
                 }
+                Turn::Position(ack) => {
+                    let (database, user) = (&self.entry.database, &self.entry.user);
+                    let found = Box::pin(reads::position(&self.worker, database, user, ack)).await;
+                    self.primary_only |= !found;
+                }
                 Turn::ServerLost(why) => {
-                    let refusal = Refusal::server_lost("the connection to the server was lost").detail(why);
-                    self.last_words(&refusal).await;
-                    break;
+                    if !self.server_lost(&why) {
+                        let refusal = Refusal::server_lost("the connection to the server was lost").detail(why);
+                        self.last_words(&refusal).await;
+                        break;
+                    }
                 }
                 Turn::Malformed(why) => {
                     self.last_words(&Refusal::protocol("the client's message is not understood").detail(why)).await;
                     break;
                 }
+                Turn::Killed => {
+                    self.last_words(&Refusal::killed("the connection is closed by an administrator")).await;
+                    break;
+                }
                 Turn::End => break,
             }
         }
+        self.leave();
+    }
+
+    /// Gives back what can be given back.
+    fn leave(&mut self) {
         self.unread = false;
-        self.release_if_free();
+        if self.mode == PoolMode::Transaction {
+            self.release_if_free();
+        }
         self.worker.unregister(self.entry.pid);
+        if let Some(server) = self.server.take() {
+            let state = self.exchange.state();
+            let left = obtain::Left {
+                quiet: self.exchange.quiet(),
+                in_transaction: self.exchange.status() != b'I',
+                discard: self.mode == PoolMode::Session || state.is_pinned(),
+                settings: state.committed().clone(),
+            };
+            let worker = self.worker.clone();
+            // Cleaning up takes a round trip, for which the client need not be here.
+            tokio::task::spawn_local(async move { obtain::clean(&worker, server, left).await });
+        }
+    }
+
+    fn refuse_next(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.refusal.clear();
+        write(&mut self.refusal);
+        self.exchange.refuse_next();
     }
 
     async fn last_words(&mut self, refusal: &Refusal) {
-        refusal.write("FATAL", &mut self.outbox);
-        self.say_outbox().await;
-    }
-
-    async fn say_outbox(&mut self) {
-        let patience = std::time::Duration::from_secs(2);
-        let _ = tokio::time::timeout(patience, async {
+        if !self.exchange.mid_message() {
+            refusal.write("FATAL", &mut self.outbox);
+        }
+        let _ = tokio::time::timeout(LAST_WORDS, async {
             self.client.write_all(&self.outbox).await?;
             self.client.shutdown().await
         })
         .await;
     }
 
-    /// The pool that the next statement is to be served from.
-    fn target(&mut self) -> Option<Rc<Pool>> {
-        let generation = self.worker.generation();
-        if let Some((known, pool)) = &self.pool
-            && *known == generation
-        {
-            return Some(pool.clone());
-        }
-        let pool = self.worker.primary_pool(&self.entry.database, &self.entry.user)?;
-        self.pool = Some((generation, pool.clone()));
-        Some(pool)
-    }
-
     async fn acquire(&mut self) -> Result<Server, Failure> {
         let (worker, entry) = (self.worker.clone(), self.entry.clone());
-        let obtained = obtain::obtain(&worker, &entry.user, || worker.primary_pool(&entry.database, &entry.user));
-        tokio::select! {
+        if let Some(until) = self.pause_until.take() {
+            let mut news = worker.global.topology.subscribe();
+            let _ = tokio::time::timeout_at(until.into(), news.changed()).await;
+        }
+        let wanted = self.wanted.take();
+        let wanted_copy = wanted.clone();
+        let on_replica = async {
+            let (node, addr) = wanted?;
+            let pool = worker.replica_pool(&entry.database, &entry.user, addr);
+            match obtain::from_pool(&worker, &pool, &entry.user).await {
+                Ok(server) => Some((node, server)),
+                // The primary can do all that a replica can.
+                Err(_) => None,
+            }
+        };
+        let obtained = async {
+            if let Some((node, server)) = on_replica.await {
+                return Ok((Some(node), server));
+            }
+            let find = || worker.primary_pool(&entry.database, &entry.user);
+            obtain::obtain(&worker, &entry.user, find).await.map(|server| (None, server))
+        };
+        let found = tokio::select! {
             biased;
             server = obtained => server,
             () = obtain::client_gone(&self.client) => Err(Failure::ClientGone),
+        };
+        if let (Some((node, _)), Ok((None, _)) | Err(_)) = (&wanted_copy, &found) {
+            self.read_failed(*node);
         }
+        found.map(|(node, server)| {
+            self.replica = node.map(|node| (node, Instant::now()));
+            server
+        })
+    }
+
+    /// A replica that was chosen did not serve.
+    fn read_failed(&mut self, node: NodeId) {
+        let level = self.worker.config().consistency;
+        self.worker.reads.borrow_mut().on_replica(&mut self.reading, node, Instant::now(), level, true);
     }
 
     fn attach(&mut self, server: Server) {
         *self.entry.running.borrow_mut() = Some(server.key.clone());
         self.statements.unnamed_loaded = false;
+        self.kept.clear();
+        self.keeping = true;
         self.server = Some(server);
     }
 
     /// Everything that can be done now.
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<Turn> {
         self.entry.remember(context.waker());
+        if self.entry.killed.get() {
+            return Poll::Ready(Turn::Killed);
+        }
+        if self.generation != self.worker.generation() {
+            self.generation = self.worker.generation();
+            if self.server_is_of_the_past() {
+                return Poll::Ready(Turn::ServerLost("another server became the primary".into()));
+            }
+        }
         let worker = self.worker.clone();
         let mut scratch = worker.scratch.borrow_mut();
         loop {
@@ -235,158 +369,49 @@ impl Session {
         }
     }
 
-    /// Carries what the server sent to the client; whether there was anything.
-    fn pump_server(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<bool, Turn> {
-        let lost = |error: std::io::Error| Turn::ServerLost(error.to_string());
-        let Some(server) = self.server.as_mut() else { return Ok(false) };
-        if !server.outbox.is_empty()
-            && let Poll::Ready(sent) = server.stream.poll_rest(context, &mut server.outbox)
-        {
-            sent.map_err(lost)?;
-        }
-        // A client that does not fetch its rows is not read for: the server waits with us.
-        if !self.outbox.is_empty() {
-            return Ok(false);
-        }
-        let kept = server.inbox.len();
-        make_room(&mut scratch.input, kept);
-        let read = match server.stream.poll_read(context, &mut scratch.input[kept..]) {
-            Poll::Pending => return Ok(false),
-            Poll::Ready(Ok(0)) => return Err(Turn::ServerLost("the server closed the connection".into())),
-            Poll::Ready(Ok(read)) => read,
-            Poll::Ready(Err(error)) => return Err(lost(error)),
-        };
-        scratch.input[..kept].copy_from_slice(&server.inbox);
-        server.inbox.clear();
-        let input = &scratch.input[..kept + read];
-        let out = &mut scratch.to_client;
-        out.clear();
-        let used = self.exchange.server_bytes(input, out);
-        if self.exchange.unsettled() {
-            self.exchange.settle(&mut self.statements, Some(&mut server.statements));
-        }
-        if self.exchange.has_reported() {
-            let reported = Arc::make_mut(&mut server.reported);
-            reported.extend(self.exchange.take_reported());
-        }
-        if !out.is_empty() {
-            self.client.send(context, out, input, &mut self.outbox).map_err(|_| Turn::End)?;
-        }
-        match used {
-            Ok(used) => server.inbox.extend_from_slice(&input[used..]),
-            Err(desync) => {
-                tracing::error!(problem = desync.0, "a server connection is out of step and is closed");
-                return Err(Turn::ServerLost(desync.0));
-            }
-        }
-        Ok(true)
-    }
-
     /// Gives the server back where the client has no claim to it any more.
     fn release_if_free(&mut self) {
-        if self.mode == PoolMode::Session || !self.exchange.at_rest() || self.unread || self.entry.cancels.get() > 0 {
+        if !self.exchange.at_rest() {
             return;
         }
-        let Some(server) = self.server.take_if(|server| server.inbox.is_empty() && server.outbox.is_empty()) else {
+        self.retries = 0;
+        self.held_until = None;
+        if self.mode == PoolMode::Session || (self.unread && !self.leaving) || self.entry.cancels.get() > 0 {
+            return;
+        }
+        if self.exchange.state().is_pinned() {
+            *self.entry.pins.borrow_mut() = self.exchange.state().pins();
+            return;
+        }
+        let Some(mut server) = self.server.take_if(|server| server.inbox.is_empty() && server.outbox.is_empty()) else {
             return;
         };
+        if !Arc::ptr_eq(&server.settings, self.exchange.state().settings()) {
+            server.settings = self.exchange.state().settings().clone();
+        }
         *self.entry.running.borrow_mut() = None;
+        self.leaving = false;
+        self.primary_only = false;
+        self.remember_read();
+        if !self.entry.pins.borrow().is_empty() {
+            self.entry.pins.borrow_mut().clear();
+        }
         self.exchange.shrink();
         let config = self.worker.global.config.load();
         match &self.pool {
             Some((_, pool)) if Arc::ptr_eq(&pool.shared, server.slot.pool()) => {
                 pool.put(server, &config, Instant::now())
             }
-            Some(_) | None => {
-                let pool = self.worker.pool(&server.slot.pool().key.clone());
-                pool.put(server, &config, Instant::now());
-            }
-        }
-    }
-
-    /// Carries what the client sent to the server; whether there was anything.
-    fn pump_client(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<bool, Turn> {
-        let blocked = self.server.as_ref().is_some_and(|server| !server.outbox.is_empty());
-        if blocked || self.outbox.len() > OUTBOX_BYTES_MAX {
-            return Ok(false);
-        }
-        let kept = self.inbox.len();
-        make_room(&mut scratch.input, kept);
-        let mut read = 0;
-        if !self.unread {
-            read = match self.client.poll_read(context, &mut scratch.input[kept..]) {
-                Poll::Pending => return Ok(false),
-                Poll::Ready(Ok(0) | Err(_)) => return Err(Turn::End),
-                Poll::Ready(Ok(read)) => read,
-            };
-        }
-        scratch.input[..kept].copy_from_slice(&self.inbox);
-        self.inbox.clear();
-        let Scratch { input, to_server, to_client } = scratch;
-        let input = &input[..kept + read];
-        to_server.clear();
-        to_client.clear();
-        if self.server.is_none() && !self.take_server(input)? {
-            return Ok(true);
-        }
-        self.unread = false;
-        let Some(server) = self.server.as_mut() else { return Ok(true) };
-        if !Arc::ptr_eq(&server.settings, &self.settings) {
-            if let Some(sql) = self.settings.difference(&server.settings) {
-                to_server.add(|own| build::query(own, &sql));
-                self.exchange.inject();
-            }
-            server.settings = self.settings.clone();
-        }
-        let mut reading = Reading {
-            client: &mut self.statements,
-            server: &mut server.statements,
-            interner: &mut self.worker.interner.borrow_mut(),
-        };
-        let done = self.exchange.client_bytes(input, &mut reading, to_server, to_client);
-        let sent = server.stream.send(context, to_server, input, &mut server.outbox);
-        self.client.send(context, to_client, &[], &mut self.outbox).map_err(|_| Turn::End)?;
-        sent.map_err(|error| Turn::ServerLost(error.to_string()))?;
-        match done {
-            Ok((_, Stop::Terminate)) => Err(Turn::End),
-            Ok((used, Stop::More | Stop::Boundary)) => {
-                self.inbox.extend_from_slice(&input[used..]);
-                Ok(true)
-            }
-            Err(malformed) => Err(Turn::Malformed(malformed.0)),
-        }
-    }
-
-    /// Takes a server for what the client sent. Whether there is one now; otherwise the bytes are kept.
-    fn take_server(&mut self, input: &[u8]) -> Result<bool, Turn> {
-        match exchange::first_message(input) {
-            Err(malformed) => return Err(Turn::Malformed(malformed.0)),
-            Ok(Some(b'X')) => return Err(Turn::End),
-            Ok(None) => {
-                // Nobody waits for a slow sender: a server is taken once there is something for it.
-                self.inbox.extend_from_slice(input);
-                self.unread = false;
-                return Ok(false);
-            }
-            Ok(Some(_)) => {}
-        }
-        match self.target().and_then(|pool| pool.take()) {
-            Some(server) => {
-                self.attach(server);
-                Ok(true)
-            }
-            None => {
-                self.inbox.extend_from_slice(input);
-                self.unread = true;
-                Err(Turn::Acquire)
-            }
+            Some(_) | None => self.worker.put_back(server),
         }
     }
 }
 
-/// Makes the worker's buffer large enough for `kept` bytes and a read.
-fn make_room(input: &mut Vec<u8>, kept: usize) {
-    if input.len() < kept + READ_BYTES_MIN {
-        input.resize(kept + kept.max(READ_BYTES_MIN), 0);
+/// How texts are read by a session whose server reported this.
+fn lexing(reported: &Reported) -> Lexing {
+    let text = |name: &[u8]| reported.get(name).and_then(|value| std::str::from_utf8(value).ok());
+    Lexing {
+        standard_conforming_strings: text(b"standard_conforming_strings") != Some("off"),
+        encoding: Encoding::of(text(b"client_encoding").unwrap_or("UTF8")),
     }
 }

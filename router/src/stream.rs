@@ -18,6 +18,12 @@ pub enum Stream {
     Unix(UnixStream),
     /// TLS over TCP.
     Tls(Box<TlsStream<TcpStream>>),
+    /// None: it was taken out in order to be encrypted.
+    Taken,
+}
+
+fn taken() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }
 
 impl Stream {
@@ -26,12 +32,23 @@ impl Stream {
         matches!(self, Stream::Tls(_))
     }
 
+    /// Takes a plain TCP socket out, to put it back encrypted.
+    pub fn take_tcp(&mut self) -> Option<TcpStream> {
+        match std::mem::replace(self, Stream::Taken) {
+            Stream::Tcp(socket) => Some(socket),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+
     /// The TCP socket beneath, if there is one.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Stream::Tcp(stream) => Some(stream),
             Stream::Tls(stream) => Some(stream.get_ref().0),
-            Stream::Unix(_) => None,
+            Stream::Unix(_) | Stream::Taken => None,
         }
     }
 
@@ -42,6 +59,7 @@ impl Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(context, &mut space),
             Stream::Unix(stream) => Pin::new(stream).poll_read(context, &mut space),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, &mut space),
+            Stream::Taken => Poll::Ready(Err(taken())),
         };
         read.map_ok(|()| space.filled().len())
     }
@@ -51,6 +69,7 @@ impl Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::Taken => Poll::Ready(Err(taken())),
         }
     }
 
@@ -59,6 +78,7 @@ impl Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Stream::Taken => Poll::Ready(Err(taken())),
         }
     }
 
@@ -66,7 +86,7 @@ impl Stream {
     pub fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
-            Stream::Tcp(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
+            Stream::Tcp(_) | Stream::Unix(_) | Stream::Taken => Poll::Ready(Ok(())),
         }
     }
 
@@ -121,6 +141,7 @@ impl AsyncRead for Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(context, space),
             Stream::Unix(stream) => Pin::new(stream).poll_read(context, space),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, space),
+            Stream::Taken => Poll::Ready(Err(taken())),
         }
     }
 }
@@ -137,6 +158,7 @@ impl AsyncWrite for Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::Taken => Poll::Ready(Ok(())),
         }
     }
 }

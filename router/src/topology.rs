@@ -1,7 +1,7 @@
 //! Which servers there are and what each is good for, as told by whoever watches the cluster. The router asks no
 //! server for its role: a server that was cut off believes what it believed before.
 
-use model::{Epoch, LagBytes, Lsn, Millis, Site};
+use model::{Epoch, LagBytes, Lsn, Millis, NodeId, Site, Timeline};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -57,6 +57,8 @@ pub enum ReplicaUse {
 /// A replica as its keeper and the judge see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replica {
+    /// Its number.
+    pub id: NodeId,
     /// Its name.
     pub name: String,
     /// How it is reached.
@@ -69,6 +71,12 @@ pub struct Replica {
     pub healthy: bool,
     /// What it has applied.
     pub replayed: Option<Lsn>,
+    /// On which timeline.
+    pub timeline: Option<Timeline>,
+    /// How old that knowledge is.
+    pub position_age: Option<Millis>,
+    /// Changes when its server restarts.
+    pub incarnation: u64,
     /// How far it is behind, in bytes; absent where unknown.
     pub lag_bytes: Option<LagBytes>,
     /// How old its data is; absent where unknown.

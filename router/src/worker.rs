@@ -2,25 +2,30 @@
 //! here is locked; other threads speak to it by mail.
 
 use crate::Global;
+use crate::admin::ClientRow;
 use crate::config::Config;
 use crate::login;
 use crate::out::Out;
 use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool};
 use crate::prepared::Interner;
+use crate::reads::Reads;
 use crate::scram::Proof;
 use crate::session::ClientEntry;
 use crate::topology::{NodeAddr, Topology};
+use routing::Catalog;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// How much is read at once. Large enough that a megabyte of rows takes few calls, small enough for the cache.
 const READ_BYTES: usize = 128 << 10;
 /// How often idle connections are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// A catalogue is read again at this age, in case that something changed it without passing here.
+const CATALOG_AGE_MAX: Duration = Duration::from_secs(300);
 /// Bits of a client's number within its worker.
 const CLIENT_BITS: u32 = 22;
 
@@ -44,6 +49,10 @@ pub enum Mail {
         /// What it was told.
         secret: Vec<u8>,
     },
+    /// What this worker's clients do.
+    Survey(oneshot::Sender<Vec<ClientRow>>),
+    /// An administrator ends a client.
+    Kill(u32),
     /// End: clients are told, and the thread returns.
     Stop,
 }
@@ -92,11 +101,52 @@ pub struct Worker {
     topology: RefCell<Arc<Topology>>,
     generation: Cell<u64>,
     proofs: RefCell<HashMap<String, Proof>>,
+    catalogs: RefCell<HashMap<String, Rc<CatalogEntry>>>,
+    /// What is known for reads on replicas.
+    pub reads: RefCell<Reads>,
+    /// Told when a position of the primary was heard.
+    pub positions: Notify,
+}
+
+/// What is known of one database, with a number that changes with it.
+pub struct CatalogEntry {
+    known: RefCell<Rc<(Catalog, u64)>>,
+    /// When it was read; never, or expired, where absent.
+    read: Cell<Option<Instant>>,
+}
+
+impl CatalogEntry {
+    /// The catalogue as known now.
+    pub fn get(&self) -> Rc<(Catalog, u64)> {
+        self.known.borrow().clone()
+    }
+
+    /// It may be out of date: it is read again soon.
+    pub fn expire(&self) {
+        self.read.set(None);
+    }
+
+    /// Whether it should be read.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.read.get().is_none_or(|read| now.duration_since(read) > CATALOG_AGE_MAX)
+    }
+
+    /// Notes that it is being read, or was.
+    pub fn mark_read(&self, now: Instant) {
+        self.read.set(Some(now));
+    }
+
+    /// A newer catalogue.
+    pub fn put(&self, catalog: Catalog) {
+        let generation = self.get().1 + 1;
+        *self.known.borrow_mut() = Rc::new((catalog, generation));
+    }
 }
 
 impl Worker {
     fn new(index: usize, global: Arc<Global>) -> Rc<Worker> {
         let topology = Arc::new(global.topology.borrow().clone());
+        let reads = RefCell::new(Reads::new(&topology));
         Rc::new(Worker {
             index,
             global,
@@ -113,6 +163,9 @@ impl Worker {
             topology: RefCell::new(topology),
             generation: Cell::new(1),
             proofs: RefCell::default(),
+            catalogs: RefCell::default(),
+            reads,
+            positions: Notify::new(),
         })
     }
 
@@ -133,8 +186,9 @@ impl Worker {
 
     /// This worker's part of a pool.
     pub fn pool(&self, key: &PoolKey) -> Rc<Pool> {
-        if let Some(pool) = self.pools.borrow().get(key).filter(|pool| !pool.is_retired()) {
-            return pool.clone();
+        let known = self.pools.borrow().get(key).filter(|pool| !pool.is_retired()).cloned();
+        if let Some(pool) = known {
+            return pool;
         }
         let pool = Rc::new(Pool::new(self.global.shared_pool(key), self.index));
         self.pools.borrow_mut().insert(key.clone(), pool.clone());
@@ -143,6 +197,9 @@ impl Worker {
 
     /// The pool for everything, where there is a primary.
     pub fn primary_pool(&self, database: &str, user: &str) -> Option<Rc<Pool>> {
+        if crate::admin::is_paused(self) {
+            return None;
+        }
         let topology = self.topology();
         let primary = topology.primary.as_ref()?;
         let key = PoolKey {
@@ -152,6 +209,30 @@ impl Worker {
             purpose: Purpose::Write(topology.epoch),
         };
         Some(self.pool(&key))
+    }
+
+    /// The pool for reads on a replica.
+    pub fn replica_pool(&self, database: &str, user: &str, node: NodeAddr) -> Rc<Pool> {
+        let (database, user) = (database.to_owned(), user.to_owned());
+        self.pool(&PoolKey { database, user, node, purpose: Purpose::Read })
+    }
+
+    /// What is known of a database.
+    pub fn catalog(&self, database: &str) -> Rc<CatalogEntry> {
+        let mut catalogs = self.catalogs.borrow_mut();
+        if let Some(known) = catalogs.get(database) {
+            return known.clone();
+        }
+        let cold = CatalogEntry { known: RefCell::new(Rc::new((Catalog::cold(), 1))), read: Cell::new(None) };
+        let entry = Rc::new(cold);
+        catalogs.insert(database.to_owned(), entry.clone());
+        entry
+    }
+
+    /// Gives a server back to the pool that it came from.
+    pub fn put_back(&self, server: crate::server::Server) {
+        let pool = self.pool(&server.slot.pool().key.clone());
+        pool.put(server, &self.config(), Instant::now());
     }
 
     /// How to log in to servers as `user`.
@@ -207,8 +288,7 @@ impl Worker {
         match unwanted {
             Some(Grant::Server(parked)) => {
                 if let Ok(server) = parked.unpark() {
-                    let pool = self.pool(&server.slot.pool().key.clone());
-                    pool.put(server, &self.config(), Instant::now());
+                    self.put_back(server);
                 }
             }
             Some(Grant::Connect(slot)) => drop(slot),
@@ -236,6 +316,17 @@ impl Worker {
                         tokio::task::spawn_local(crate::cancel::forward(self.clone(), entry));
                     }
                 }
+                Mail::Survey(reply) => {
+                    let clients = self.clients.borrow();
+                    let _ = reply.send(clients.values().map(|entry| ClientRow::of(entry, self.index)).collect());
+                }
+                Mail::Kill(pid) => {
+                    let entry = self.clients.borrow().get(&(pid & ((1 << CLIENT_BITS) - 1))).cloned();
+                    if let Some(entry) = entry {
+                        entry.killed.set(true);
+                        entry.wake();
+                    }
+                }
                 Mail::Stop => return,
             }
         }
@@ -245,8 +336,16 @@ impl Worker {
         let mut news = self.global.topology.subscribe();
         while news.changed().await.is_ok() {
             let topology = Arc::new(news.borrow_and_update().clone());
+            let before = std::mem::replace(&mut *self.topology.borrow_mut(), topology.clone());
+            self.reads.borrow_mut().told(&topology);
+            // Positions change all the time; who is what, seldom.
+            let replicas = |of: &Topology| of.replicas.iter().map(|node| node.addr.clone()).collect::<Vec<_>>();
+            if (before.epoch, &before.primary) == (topology.epoch, &topology.primary)
+                && replicas(&before) == replicas(&topology)
+            {
+                continue;
+            }
             self.generation.set(self.generation.get() + 1);
-            *self.topology.borrow_mut() = topology.clone();
             self.pools.borrow_mut().retain(|key, pool| {
                 let lives = match key.purpose {
                     Purpose::Write(epoch) => {

@@ -109,23 +109,26 @@ impl Route {
         if session.pinned {
             return (Class::Write, Reason::Pinned);
         }
-        if session.serializable && self.class == Class::Read {
-            return (Class::Write, Reason::Serializable);
+        if session.serializable {
+            let reason = if self.class == Class::Read { Reason::Serializable } else { self.reason };
+            return (Class::Write, reason);
         }
         if session.standing == Standing::ReadWrite {
             let reason = if self.class == Class::Read { Reason::ReadWriteTransaction } else { self.reason };
             return (Class::Write, reason);
         }
+        // A lock or setting of the session would stay behind on a replica that the session leaves again.
+        let bound = self.effects.iter().any(|traced| traced.effect.is_of_the_session());
         let hinted = self.hint.as_ref().and_then(|hint| hint.route);
         match hinted.or(session.route) {
             Some(Target::Primary) if self.class == Class::Read => return (Class::Write, Reason::HintPrimary),
-            Some(Target::Replica) if self.class == Class::Write && self.reason.yields_to_hint() => {
+            Some(Target::Replica) if self.class == Class::Write && self.reason.yields_to_hint() && !bound => {
                 return (Class::Read, Reason::HintReplica);
             }
             Some(Target::Primary | Target::Replica) | None => {}
         }
         let declared = session.standing == Standing::ReadOnly && self.class == Class::Write;
-        if declared && self.reason.yields_to_read_only() {
+        if declared && self.reason.yields_to_read_only() && !bound {
             return (Class::Read, Reason::ReadOnlyTransaction);
         }
         (self.class, self.reason)

@@ -2,13 +2,26 @@
 //!
 //! Floor 2: uses `model` only. No I/O, no clock, no randomness, no async. A wrong "replica" is a defect, a wrong
 //! "primary" only a slow query: whatever is not understood goes to the primary.
+//!
+//! A statement's way through the room:
+//! 1. [`Fingerprint::of`] its text; on a miss in the worker's [`Cache`], [`analyse`] it and keep the [`Route`].
+//! 2. [`Route::decide`] with where the session stands: replica, primary, or something the router handles itself. The
+//!    [`Effect`]s say what the session becomes once the part that has them has succeeded.
+//! 3. For a read, [`consistency::Memory::need`]: any replica that meets a requirement, a position to ask the primary for
+//!    ([`consistency::Sampler`]), or the primary.
+//! 4. [`consistency::eligible`] for each replica, [`Balancer::choose`] among those that are.
+//! 5. Afterwards [`Balancer::finished`], and `Memory::on_replica` or `Memory::on_primary`: reads on the primary count too.
+//!    If a replica refused ([`refusal()`]), forget the route ([`Cache::remove`]), count it, and ask the primary.
 
 pub mod balance;
 pub mod catalog;
 pub mod classify;
 pub mod consistency;
+pub mod dsn;
+pub mod failover;
 pub mod fingerprint;
 pub mod hint;
+pub mod import;
 pub mod lex;
 pub mod names;
 pub mod refusal;

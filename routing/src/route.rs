@@ -161,6 +161,18 @@ impl Reason {
         }
     }
 
+    /// How little can be said against it: of several reasons in one statement the hardest decides, so that a hint which
+    /// answers a doubt about a function does not also overrule a lock that is asked for behind it.
+    pub fn hardness(self) -> u8 {
+        if self.yields_to_read_only() {
+            0
+        } else if self.yields_to_hint() {
+            1
+        } else {
+            2
+        }
+    }
+
     /// Whether a declared READ ONLY transaction answers the doubt: its functions cannot write, whatever they are.
     pub fn yields_to_read_only(self) -> bool {
         matches!(self, Reason::UnknownFunction | Reason::VolatileFunction | Reason::VolatileOperator)
@@ -379,6 +391,42 @@ pub struct Route {
     pub effects: Vec<Traced>,
     /// From a comment `/*+ ... */`.
     pub hint: Option<Box<Hint>>,
+}
+
+impl Effect {
+    /// Whether the session has to be followed because of it: then it may not run on just any server.
+    pub fn is_of_the_session(&self) -> bool {
+        match self {
+            Effect::CopyOut | Effect::CopyIn | Effect::CatalogChanged | Effect::Show(_) => false,
+            Effect::Declare { hold, .. } => *hold,
+            Effect::Begin(_)
+            | Effect::SetTransaction { .. }
+            | Effect::SetCharacteristics(_)
+            | Effect::Commit { .. }
+            | Effect::Rollback { .. }
+            | Effect::Savepoint(_)
+            | Effect::RollbackTo(_)
+            | Effect::Release(_)
+            | Effect::PrepareTransaction
+            | Effect::FinishPrepared { .. }
+            | Effect::Set { .. }
+            | Effect::Reset(_)
+            | Effect::Discard(_)
+            | Effect::Prepare { .. }
+            | Effect::Execute { .. }
+            | Effect::Deallocate(_)
+            | Effect::Close(_)
+            | Effect::Listen(_)
+            | Effect::Unlisten(_)
+            | Effect::Notify(_)
+            | Effect::TempObject
+            | Effect::AdvisoryLock
+            | Effect::AdvisoryUnlock
+            | Effect::AdvisoryUnlockAll
+            | Effect::Untracked(_)
+            | Effect::ExplainRoute(_) => true,
+        }
+    }
 }
 
 impl Route {

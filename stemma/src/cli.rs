@@ -150,6 +150,9 @@ pub enum Command {
         /// Show only so many, the newest
         #[arg(long, short = 'n', value_name = "N")]
         limit: Option<usize>,
+        /// Only changes of primary, each with what came of it
+        #[arg(long)]
+        failovers: bool,
     },
     /// What old primaries held that the cluster does not: saved before they came back
     #[command(
@@ -188,6 +191,32 @@ pub enum Command {
         /// Begin a session of its own, so that the end of the terminal does not end the keeper
         #[arg(long, hide = true)]
         new_session: bool,
+    },
+    /// Run a router on its own, for the cluster whose nodes its file (--config) names
+    #[command(
+        after_help = "The file:\n  nodes = [\"http://db1:8008\", \"http://db2:8008\"]\n  [router]\n  listen = \"0.0.0.0:6432\"\n  users_file = \"/etc/stemma/users.txt\"\nThe keys of [router] are in docs/configuration.md; it may also stand in a node file, then `stemma run` runs the router."
+    )]
+    Router,
+    /// How a driver writes down where the router is
+    #[command(
+        after_help = "Examples:\n  stemma dsn --for psycopg --host db.example.org:6432 --database shop --user ann"
+    )]
+    Dsn {
+        /// The driver
+        #[arg(long = "for", value_name = "DRIVER")]
+        driver: String,
+        /// Where the router listens; may be given more than once
+        #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6432")]
+        host: Vec<String>,
+        /// The database
+        #[arg(long, default_value = "postgres")]
+        database: String,
+        /// The user
+        #[arg(long, default_value = "postgres")]
+        user: String,
+        /// CA of the router's certificate, for connections with TLS
+        #[arg(long, value_name = "FILE")]
+        ca_file: Option<String>,
     },
     /// Asks a server on behalf of `stemma init --adopt`
     #[command(hide = true)]

@@ -2,7 +2,9 @@
 
 mod adopt;
 
+use crate::front;
 use crate::node_file::{self, NodeFile};
+use crate::router_file::Section;
 use console::Backend;
 use futures_util::future::BoxFuture;
 use keeper::enrol;
@@ -271,6 +273,12 @@ fn start_log() {
     let _ = log.try_init();
 }
 
+/// What every long-running command begins with.
+pub fn begin() {
+    start_log();
+    install_tls_provider();
+}
+
 /// Runs the keeper of the node that the file at `path` describes until it is told to stop.
 pub async fn run(path: &std::path::Path) -> Result<(), Trouble> {
     start_log();
@@ -292,13 +300,27 @@ pub async fn run(path: &std::path::Path) -> Result<(), Trouble> {
     };
     tracing::info!(node = %keeper.name(), id = %keeper.id(), api = %api, "keeper runs");
     wait_for_first_status(&keeper).await;
+    let front = match &file.router {
+        Some(section) => match front::beside(&keeper, section).await {
+            Ok(router) => Some(router),
+            Err(trouble) => {
+                // The database must not be unkept for the router's sake; and whoever wrote [router] wants to hear of it.
+                keeper.stop().await;
+                return Err(trouble);
+            }
+        },
+        None => None,
+    };
     notify(&[NotifyState::Ready]);
     let mut watchdog = tokio::time::interval(WATCHDOG_INTERVAL);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&keeper, path, &mut file),
+            _ = hangup.recv() => {
+                reload(&keeper, path, &mut file);
+                reload_router(front.as_ref(), file.router.as_ref());
+            }
             _ = watchdog.tick() => {
                 if keeper.since_turn() < STUCK_AFTER {
                     notify(&[NotifyState::Watchdog]);
@@ -312,9 +334,19 @@ pub async fn run(path: &std::path::Path) -> Result<(), Trouble> {
     } else {
         tracing::info!("keeper stops; the database server goes on and is adopted by the next keeper");
     }
+    drop(front);
     keeper.stop().await;
     served.abort();
     if file.stop_database { stop_database(keeper.config()).await } else { Ok(()) }
+}
+
+fn reload_router(front: Option<&router::Router>, section: Option<&Section>) {
+    if let (Some(router), Some(section)) = (front, section) {
+        match section.config() {
+            Ok(config) => router.reload(config),
+            Err(trouble) => tracing::error!(%trouble, "the router's configuration stays as it was"),
+        }
+    }
 }
 
 /// Stops the server in the orderly way: clients are disconnected, and the replicas get the last of the log.

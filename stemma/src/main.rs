@@ -9,9 +9,11 @@ mod commands;
 mod daemon;
 mod demo;
 mod explain;
+mod front;
 mod node_file;
 mod reference;
 mod render;
+mod router_file;
 mod sandbox;
 
 use clap::Parser;

@@ -3,6 +3,7 @@
 //! out in an outage.
 
 use crate::render::finding::{Finding, did_you_mean, trouble};
+use crate::router_file::{self, Section};
 use model::Trouble;
 use model::names::{NodeName, Site};
 use std::net::{IpAddr, SocketAddr};
@@ -91,6 +92,8 @@ pub struct NodeFile {
     pub postgresql: Option<PostgresqlNode>,
     /// The consensus store.
     pub consensus: ConsensusChoice,
+    /// The router beside the keeper, if there is to be one.
+    pub router: Option<Section>,
 }
 
 impl NodeFile {
@@ -108,8 +111,12 @@ impl NodeFile {
             ("[api]", self.api != new.api),
             ("[postgresql]", self.postgresql != new.postgresql),
             ("[consensus]", self.consensus != new.consensus),
+            ("router.listen", self.router_listen() != new.router_listen()),
         ];
         pairs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+    }
+    fn router_listen(&self) -> Option<Vec<SocketAddr>> {
+        self.router.as_ref().map(Section::listen)
     }
     /// URL under which this machine reaches the API.
     pub fn api_url(&self) -> String {
@@ -159,7 +166,15 @@ pub fn parse(text: &str) -> Result<NodeFile, Vec<Finding>> {
     if !reader.findings.is_empty() {
         return Err(reader.findings);
     }
-    let file = reader.root(root.get_ref());
+    let mut file = reader.root(root.get_ref());
+    match router_file::section(text) {
+        Ok(router) => {
+            if let Some(file) = &mut file {
+                file.router = router;
+            }
+        }
+        Err(finding) => reader.findings.push(finding),
+    }
     reader.findings.sort_by_key(|finding| (finding.line, finding.column));
     match file {
         Some(file) if reader.findings.is_empty() => Ok(file),
@@ -177,7 +192,8 @@ pub struct KeyDoc {
     pub doc: &'static str,
 }
 
-const fn key(key: &'static str, default: &'static str, doc: &'static str) -> KeyDoc {
+/// One row of the reference.
+pub(crate) const fn key(key: &'static str, default: &'static str, doc: &'static str) -> KeyDoc {
     KeyDoc { key, default, doc }
 }
 
@@ -239,7 +255,7 @@ pub const KEYS: &[KeyDoc] = &[
     key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
 ];
 
-const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus"];
+const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus", "router"];
 const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
 const API_KEYS: &[&str] = &["listen", "advertise"];
 const POSTGRESQL_KEYS: &[&str] =
@@ -302,6 +318,7 @@ impl Reader<'_> {
             api: api?,
             postgresql,
             consensus,
+            router: None,
         })
     }
 

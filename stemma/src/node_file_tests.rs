@@ -145,7 +145,7 @@ fn a_report_points_at_the_problem() {
     let look = Look { color: false, unicode: true, width: 80, terminal: false };
     assert_eq!(
         report("node.toml", text, &findings, &look),
-        "✖ unknown key `prot` (ST1102)\n  ─ node.toml:3:1\n3 │ prot = 1\n  │ ^^^^\n  hint: known here: name, site, state_dir, keeper, api, postgresql, consensus"
+        "✖ unknown key `prot` (ST1102)\n  ─ node.toml:3:1\n3 │ prot = 1\n  │ ^^^^\n  hint: known here: name, site, state_dir, keeper, api, postgresql, consensus,\n        router"
     );
 }
 

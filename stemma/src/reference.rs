@@ -8,6 +8,7 @@
 use crate::cli::Cli;
 use crate::node_file;
 use crate::render::out;
+use crate::router_file;
 use clap::{Arg, ArgAction, Command, CommandFactory};
 use cluster::settings::{Class, KEYS};
 use model::Trouble;
@@ -171,7 +172,7 @@ fn cell(text: &str) -> String {
 
 fn configuration() -> String {
     let mut text = String::from("## Node file\n\n| key | default | meaning |\n|---|---|---|\n");
-    for key in node_file::KEYS {
+    for key in node_file::KEYS.iter().chain(router_file::KEYS) {
         let default = if key.default.is_empty() { "required".to_owned() } else { key.default.to_owned() };
         let _ = writeln!(text, "| `{}` | {} | {} |", key.key, cell(&default), cell(key.doc));
     }

@@ -1,6 +1,6 @@
 //! Messages of servers that a router looks into: errors, settings, keys, and the requests of a login.
 
-use crate::frame::{Malformed, c_string, number32};
+use crate::frame::{Malformed, c_string, number16, number32};
 
 /// The fields of an ErrorResponse or NoticeResponse that decisions are made on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +54,24 @@ pub fn parameter_status(body: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let (name, rest) = c_string(body)?;
     let (value, rest) = c_string(rest)?;
     if rest.is_empty() { Ok((name, value)) } else { Err(Malformed("bytes behind a ParameterStatus")) }
+}
+
+/// Reads the body of a DataRow in text format; `None` is NULL.
+pub fn text_row(body: &[u8]) -> Result<Vec<Option<String>>, Malformed> {
+    let (count, mut rest) = number16(body)?;
+    let mut row = Vec::with_capacity(usize::from(count).min(64));
+    for _ in 0..count {
+        let (length, after) = number32(rest)?;
+        if length == u32::MAX {
+            row.push(None);
+            rest = after;
+            continue;
+        }
+        let value = after.get(..length as usize).ok_or(Malformed("a value longer than its row"))?;
+        row.push(Some(String::from_utf8_lossy(value).into_owned()));
+        rest = &after[length as usize..];
+    }
+    Ok(row)
 }
 
 /// Reads the body of a BackendKeyData: process id and secret.
@@ -129,11 +147,19 @@ mod tests {
         assert_eq!(sqlstate(&bytes[5..]), Some(&b"40001"[..]));
     }
 
+    #[test]
+    fn a_row_that_we_build_reads_back() {
+        let (mut bytes, row) = (Vec::new(), vec![Some("x".to_owned()), None]);
+        build::data_row(&mut bytes, &row);
+        assert_eq!(text_row(&bytes[5..]), Ok(row));
+        assert!(text_row(b"\0\x01\0\0\0\x05ab").is_err(), "promises five bytes, has two");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_give_a_verdict(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = (error_fields(&bytes), sqlstate(&bytes), parameter_status(&bytes), backend_key(&bytes));
-            let _ = authentication(&bytes);
+            let _ = (authentication(&bytes), text_row(&bytes));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Commands, told as stories.
 
+mod primacy;
+
 use super::*;
 use crate::fixtures::{NOW, member, name, status, three};
 use model::command::NodePatch;

@@ -145,14 +145,21 @@ pub fn choose(
 ) -> Result<Choice, BTreeMap<NodeId, Unfit>> {
     let recruited = recruits(failover, reports);
     let best = recruited.iter().max_by_key(|(_, held)| held.rank()).map(|(node, held)| (*node, *held));
-    let unpromised = binding(state).any(|rule| rule.acks == 0 && !recruited.contains_key(&rule.primary));
+    // A forced attempt may go on without a quorum; then, too, nobody vouches that the best recruit holds everything.
+    let vouched = |rule: &Rule| {
+        let count = rule.voters.iter().filter(|voter| recruited.contains_key(voter)).count() as u32;
+        rule.acks > 0 && count >= rule.recruit_quorum.max(1)
+    };
+    let unpromised = binding(state).any(|rule| !recruited.contains_key(&rule.primary) && !vouched(rule));
+    let forced = matches!(failover.kind, FailoverKind::Forced { .. });
     let mut refused = BTreeMap::new();
     let mut fit = Vec::new();
     let mut loss_bytes = None;
     for member in state.members.values() {
         let verdict = fitness(state, &failover.kind, member, policy).and_then(|fit| {
             let bound = binding(state).any(|rule| rule.voters.contains(&member.id) || rule.primary == member.id);
-            if !bound {
+            // What a node that is no voter misses is bounded by nothing but the loss that a person accepted.
+            if !bound && !forced {
                 return Err(Unfit::NotVoter);
             }
             let held = recruited.get(&member.id).ok_or(Unfit::NotRecruited)?;
@@ -162,7 +169,8 @@ pub fn choose(
             }
         });
         let verdict = verdict.and_then(|(fit, held)| {
-            if !unpromised {
+            let bound = binding(state).any(|rule| rule.voters.contains(&member.id) || rule.primary == member.id);
+            if !unpromised && bound {
                 return Ok(fit);
             }
             // A position nobody knows is no small loss.

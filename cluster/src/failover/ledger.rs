@@ -64,7 +64,9 @@ impl Ledger {
         {
             return Err(Refused::SameNumber { ours });
         }
-        let mut next = Ledger { promised: epoch, ..self.clone() };
+        // A promotion that was ordered before was not carried out, and cannot be any more: the server was started anew.
+        // Kept, it would claim this upstream's timeline for itself.
+        let mut next = Ledger { promised: epoch, promoting: None, ..self.clone() };
         next.begun.insert(timeline.0, lineage);
         Ok(next)
     }

@@ -16,8 +16,8 @@ use super::candidate::{self, Choice, choose};
 use super::recruit::{self, Report};
 use super::rejoin::{self, Rejoin};
 use super::{
-    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, FORCED_PHASE_MAX, Policy, SWITCHOVER_PHASE_MAX, UNDO_AFTER,
-    WINNER_STALLED_AFTER, procedure,
+    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, FORCED_PHASE_MAX, Policy, SWITCHOVER_PHASE_MAX,
+    SWITCHOVER_REPORTS_WAIT, UNDO_AFTER, WINNER_STALLED_AFTER, procedure,
 };
 use crate::sync::ServerSync;
 use model::failover::{Failover, FailoverKind, FailoverPhase, Recruited};
@@ -266,8 +266,7 @@ fn join(view: &View<'_>, failover: &Failover) -> Option<Action> {
         return Some(Action::Stop { kill: !planned, because });
     }
     if own.promotion_ordered && matches!(own.server, Server::Replica { .. }) {
-        let because = "it was told to promote itself under an older epoch".to_owned();
-        return Some(Action::Stop { kill: true, because });
+        return Some(unfinished_promotion());
     }
     if own.promised < failover.epoch {
         return Some(Action::Promise(failover.epoch));
@@ -279,6 +278,11 @@ fn join(view: &View<'_>, failover: &Failover) -> Option<Action> {
         Server::Stopped { as_primary: true, in_order: true } if own.recruited.is_some() => None,
         Server::Stopped { .. } => own.holds.is_some().then_some(Action::StartDetached),
     }
+}
+
+/// It may still promote itself at any moment; once started anew it does not.
+fn unfinished_promotion() -> Action {
+    Action::Stop { kill: true, because: "it was told to promote itself under an older epoch".to_owned() }
 }
 
 fn recruiting(view: &View<'_>, failover: &Failover) -> Option<Action> {
@@ -309,6 +313,14 @@ fn chosen(view: &View<'_>, failover: &Failover) -> Option<Action> {
     let unpromised = state.rule.acks == 0 && !recruits.contains_key(&state.rule.primary);
     let all = state.rule.voters.iter().all(|voter| recruits.contains_key(voter));
     if unpromised && !all && view.phase_age < ASYNC_REPORTS_WAIT {
+        return None;
+    }
+    // The old primary alone closes the rule of a switchover. Its replicas are only a moment later, and whoever is not
+    // among the recruits does not acknowledge for the winner: it would wait for the old primary to be back.
+    let planned = matches!(failover.kind, FailoverKind::Switchover { .. });
+    let present = |voter: &&NodeId| view.others.alive.contains(*voter);
+    let missing = state.rule.voters.iter().filter(present).any(|voter| !recruits.contains_key(voter));
+    if planned && missing && view.phase_age < SWITCHOVER_REPORTS_WAIT {
         return None;
     }
     let choice = choose(state, failover, reports, view.others.primary_was_at, view.policy).ok()?;
@@ -470,6 +482,9 @@ fn follow(
     may_give_up: bool,
 ) -> Option<Action> {
     let own = view.own;
+    if own.promotion_ordered && matches!(own.server, Server::Replica { .. }) {
+        return Some(unfinished_promotion());
+    }
     match &own.server {
         Server::Starting | Server::Primary { .. } => None,
         // Log that was written and not yet flushed when the stream was cut may be found and replayed after the node

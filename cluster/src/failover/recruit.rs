@@ -115,7 +115,13 @@ pub fn wanted(state: &ClusterState, failover: &Failover, me: NodeId) -> bool {
     if me == state.rule.primary && stops {
         return true;
     }
-    failover.phase == FailoverPhase::Recruit
-        && binding(state)
+    if failover.phase != FailoverPhase::Recruit {
+        return false;
+    }
+    // Where a person accepted a loss, whoever has data and may win may be the best that is left.
+    let could_win = |member: &model::Member| member.stage == Stage::Active && member.may_vote_for_commits();
+    let forced = matches!(failover.kind, FailoverKind::Forced { .. });
+    forced && state.members.get(&me).is_some_and(could_win)
+        || binding(state)
             .any(|rule| rule.voters.contains(&me) || (rule.primary == me && rule.epoch != state.rule.epoch))
 }

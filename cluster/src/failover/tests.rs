@@ -194,3 +194,41 @@ fn a_replica_that_replayed_beyond_the_fork_after_its_report_is_rewound() {
     assert_eq!(followed_up(12, true), None, "it streams");
     assert_eq!(followed_up(12, false), Some(Action::Rewind { node: NodeId(2), fork: Lsn(9) }));
 }
+
+#[test]
+fn a_promotion_that_was_not_carried_out_claims_no_timeline_of_others() {
+    let told = Ledger::default().promotion(Epoch(5), Timeline(1));
+    assert_eq!(told.lineage(Timeline(2)), Some(Epoch(5)), "as long as it may have happened");
+    let attached = told.attach(Epoch(6), Epoch(6), Timeline(2), Some(Timeline(1))).expect("allowed");
+    assert_eq!(attached.lineage(Timeline(2)), Some(Epoch(6)), "what it holds now came from the primary of epoch 6");
+}
+
+fn forced(most: u64) -> ClusterState {
+    let kind = FailoverKind::Forced { to: None, loss_bytes_max: most };
+    procedure::claim(&three(), Epoch(1), kind, "ann asked for it", "ann", NOW).expect("claimed")
+}
+
+/// Half of the voters are gone for good: what the other one misses is bounded by what the primary was known to have.
+#[test]
+fn a_forced_attempt_without_a_quorum_keeps_to_the_accepted_loss() {
+    let reports = BTreeMap::from([(NodeId(2), report(2, Some(held(1, 900))))]);
+    let choose = |most: u64, was_at: Option<Lsn>| {
+        let state = forced(most);
+        let failover = state.failover.as_ref().expect("claimed");
+        candidate::choose(&state, failover, &reports, was_at, &super::Policy::default()).map(|it| it.loss_bytes)
+    };
+    assert_eq!(choose(100, Some(Lsn(1_000))), Ok(Some(100)));
+    let refused = choose(99, Some(Lsn(1_000))).expect_err("more than was accepted");
+    assert_eq!(refused[&NodeId(2)], candidate::Unfit::Loss { bytes: 100, most: 99 });
+    assert_eq!(choose(u64::MAX, None), Ok(Some(u64::MAX)));
+    assert!(choose(1 << 40, None).is_err(), "what nobody knows is more than any number");
+}
+
+#[test]
+fn a_person_may_take_over_from_an_attempt_that_finds_nobody() {
+    let state = claimed();
+    let kind = FailoverKind::Forced { to: None, loss_bytes_max: 1 };
+    let again = procedure::claim(&state, Epoch(2), kind, "ann asked for it", "ann", NOW).expect("claimed");
+    assert_eq!(again.failover.as_ref().map(|it| (it.epoch, it.phase)), Some((Epoch(3), FailoverPhase::Recruit)));
+    assert_eq!(again.failovers.last().map(|it| it.phase), Some(FailoverPhase::Superseded));
+}

@@ -528,3 +528,18 @@ fn a_keeper_that_answers_without_looking_is_not_healthy() {
     assert_eq!((status.verdict, brief(&status)), (Verdict::Degraded, vec![("ST3021", WARNING, "n2")]));
     assert_eq!((status.problems[0].for_ms, node(&status, "n2").server.as_str()), (5_000, "unknown"));
 }
+
+#[test]
+fn a_cluster_is_being_built_until_everybody_has_a_vote() {
+    let mut world = World::new(3);
+    assert_eq!(world.look().verdict, Verdict::Healthy);
+    // n3 is active, but the group among the keepers does not count on it yet: without n2 there would be no majority.
+    world.consensus.voters = vec![NodeId(1), NodeId(2)];
+    world.consensus.learners = vec![NodeId(3)];
+    let status = world.look();
+    assert_eq!(status.verdict, Verdict::Forming);
+    assert!(status.sentence.starts_with("n3 being built"), "{}", status.sentence);
+    // A store beside the cluster has no voters among the nodes.
+    world.consensus.voters.clear();
+    assert_eq!(world.look().verdict, Verdict::Healthy);
+}

@@ -1,10 +1,10 @@
 //! Measures changes of primary on real servers: the longest write gap that four clients see, and what they lost.
 //!
 //! `failover_bench FAULT RUNS [PRODUCT]` prints one line for each run and a last one with median, maximum and losses.
-//! FAULT is `crash` (kill -9 of all processes of the primary's server), `host` (server and keeper), `switchover`,
-//! `isolate` (the primary's network namespace is cut off) or `async-host`. `STEMMA_BIN` names the program, as for the
-//! tests. PRODUCT is `stemma`, or for comparison `patroni` (Debian's, as installed) or `patroni-minimum` (with the
-//! shortest times that its documentation allows).
+//! FAULT is `crash` (kill -9 of all processes of the primary's server), `host` (server and keeper), `freeze` and
+//! `freeze-host` (SIGSTOP of the same), `switchover`, `isolate` (the primary's network namespace is cut off) or
+//! `async-host`. `STEMMA_BIN` names the program, as for the tests. PRODUCT is `stemma`, or for comparison `patroni`
+//! (Debian's, as installed) or `patroni-minimum` (with the shortest times that its documentation allows).
 
 use e2e::net::{Sandbox, Wired, wait_for};
 use e2e::oracle::Oracle;
@@ -182,6 +182,8 @@ fn inject(fault: &str, place: &mut Place, primary: &str, names: &[&str]) {
             let done = names.iter().filter(|name| **name != primary).any(|to| patroni.switchover(primary, to).is_ok());
             assert!(done, "no switchover from {primary}");
         }
+        ("freeze", Place::Here(sandbox)) => sandbox.act(&["freeze", primary, "--what", "postgres"]),
+        ("freeze-host", Place::Here(sandbox)) => sandbox.act(&["freeze", primary, "--what", "host"]),
         ("switchover", place) => {
             let said = place.stemma(&["switchover", "--to", other, "--yes"]);
             assert_eq!(said.code, 0, "{said:?}");
@@ -195,6 +197,8 @@ fn mend(fault: &str, place: &mut Place, primary: &str) {
         ("host" | "async-host", Place::Here(sandbox)) => sandbox.act(&["restart", primary]),
         ("host", Place::Theirs(patroni)) => patroni.run(primary).expect("it starts"),
         ("isolate", Place::Apart(wired)) => wired.heal(primary),
+        ("freeze", Place::Here(sandbox)) => sandbox.act(&["thaw", primary, "--what", "postgres"]),
+        ("freeze-host", Place::Here(sandbox)) => sandbox.act(&["thaw", primary, "--what", "host"]),
         _ => {}
     }
 }

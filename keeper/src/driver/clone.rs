@@ -218,6 +218,7 @@ impl Driver {
             return Ok(false);
         }
         let local = local_end(&control, facts);
+        let local = self.on_its_log(local, facts)?;
         let endpoint = self.endpoint(turn, primary, "lineage");
         self.lineage_asked_at = Some(turn.now);
         let verdict = tokio::time::timeout(HISTORY_TIMEOUT, compare(&endpoint, &local)).await.map_err(|_| {
@@ -231,6 +232,20 @@ impl Driver {
             Err(unfit) => Lineage::Diverged { reason: unfit.to_string() },
         };
         Ok(true)
+    }
+
+    /// A replica without a receiver shows the timeline of its last restartpoint, while its log may end on a later one.
+    /// Compared as it shows itself it would seem to have gone on where the primary's history did not.
+    fn on_its_log(&self, local: Local, facts: Option<&ServerFacts>) -> Result<Local, Trouble> {
+        let data_dir = &self.parts.node.data_dir;
+        let on_disk = match facts {
+            Some(_) => {
+                let segment_bytes = postgres::read_control_file(data_dir)?.segment_bytes;
+                postgres::timeline_of_log(data_dir, local.position, segment_bytes.into())?
+            }
+            None => None,
+        };
+        Ok(on_timeline(local, on_disk))
     }
 
     /// A running replica that may follow and does not is either on its way, or its upstream has removed the log that
@@ -303,6 +318,10 @@ fn local_end(control: &Control, facts: Option<&ServerFacts>) -> Local {
     Local { system_id: control.system_id, timeline: Timeline(timeline.0.max(control.timeline.0)), position, former }
 }
 
+fn on_timeline(local: Local, of_its_log: Option<Timeline>) -> Local {
+    Local { timeline: local.timeline.max(of_its_log.unwrap_or_default()), ..local }
+}
+
 async fn compare(endpoint: &Endpoint, local: &Local) -> Result<Result<lineage::Follows, lineage::Unfit>, Trouble> {
     let mut client = ReplicationClient::connect(endpoint).await?;
     let identity = client.identify_system().await?;
@@ -319,4 +338,24 @@ async fn compare(endpoint: &Endpoint, local: &Local) -> Result<Result<lineage::F
             history: &history,
         },
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::SystemId;
+
+    #[test]
+    fn a_replica_whose_log_is_ahead_of_its_restartpoint_is_not_taken_for_diverged() {
+        let history = [Switch { timeline: Timeline(1), switched_at: Lsn(500) }];
+        let upstream =
+            Upstream { system_id: SystemId(7), timeline: Timeline(2), position: Lsn(900), history: &history };
+        // It followed the promotion at 500, and its upstream died before its next restartpoint.
+        let shown =
+            Local { system_id: SystemId(7), timeline: Timeline(1), position: Lsn(700), former: Former::Replica };
+        assert!(lineage::verdict(&shown, &upstream).is_err(), "as it shows itself");
+        let really = on_timeline(shown, Some(Timeline(2)));
+        assert_eq!(lineage::verdict(&really, &upstream), Ok(Follows::Behind { bytes: 200 }));
+        assert_eq!(on_timeline(shown, None), shown, "log that is not on disk tells nothing");
+    }
 }

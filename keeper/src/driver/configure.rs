@@ -1,5 +1,6 @@
 //! What the server's configuration should be, from the cluster's state; and the files that belong to it.
 
+use super::primacy::Ghosts;
 use super::{Driver, Turn};
 use crate::pki;
 use cluster::desire::Control;
@@ -9,6 +10,9 @@ use model::state::Stage;
 use model::{ReplicaKind, Role, Timeline, Trouble};
 use postgres::{ControlFile, ControlState, ServerConfig, ServerRole};
 use std::path::PathBuf;
+
+/// Lines for clients while none may come in.
+const CLOSED: [&str; 2] = ["local all all reject", "host all all all reject"];
 
 /// The role that replicas and clones log in as.
 pub(crate) const REPLICATION_ROLE: &str = "stemma_replication";
@@ -31,7 +35,10 @@ impl Driver {
         };
         Ok(ServerConfig {
             parameters: settings.postgresql.parameters.clone(),
-            hba_users: settings.postgresql.hba.clone(),
+            hba_users: match (role, self.part.ghosts) {
+                (Role::Primary, Ghosts::Unknown | Ghosts::Until(_)) => CLOSED.map(str::to_owned).to_vec(),
+                (Role::Primary, Ghosts::None) | (Role::Replica | Role::Witness, _) => settings.postgresql.hba.clone(),
+            },
             synchronous_standby_names,
             role: server_role,
             tls: settings.tls && self.parts.spec.tls_files.is_some(),

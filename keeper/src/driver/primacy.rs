@@ -65,10 +65,25 @@ pub(super) struct Part {
     answered_at: Moment,
     /// Where its log ended, last time it was seen.
     was_at: Option<Lsn>,
+    /// Clients are kept out: see `Ghosts`.
+    pub(super) ghosts: Ghosts,
     /// The situation in which nothing was left to do.
     pub(super) calm: Option<Key>,
     /// The action that was logged last.
     told: Option<Action>,
+}
+
+/// Commits that waited for replicas when a primary died show after its restart, though no replica may have them: then
+/// they would be seen, and be gone after the next failover. So a primary that is started anew lets no clients in before
+/// as many replicas hold its log as a commit is promised to be on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ghosts {
+    /// None to be feared.
+    None,
+    /// Up to the end of the log that it starts with, once that is known.
+    Unknown,
+    /// Up to this position.
+    Until(Lsn),
 }
 
 /// What must stay the same for older facts to be good enough.
@@ -115,6 +130,7 @@ impl Part {
             last_seen: None,
             answered_at: now,
             was_at: None,
+            ghosts: Ghosts::None,
             calm: None,
             told: None,
         }
@@ -214,7 +230,8 @@ impl Driver {
             };
             return Ok(Seen { server, holds: None, recruited: None, timeline: Some(Timeline(0)) });
         };
-        self.part.answered_at = turn.now;
+        let sampled_at = self.parts.observations.of(self.parts.me).map(|own| own.taken_at);
+        self.part.answered_at = sampled_at.filter(|_| !busy).unwrap_or(turn.now);
         let seen =
             if facts.in_recovery { self.see_replica(turn, facts, busy).await? } else { self.see_primary(turn, facts)? };
         self.part.last_seen = Some(seen.server.clone());
@@ -258,6 +275,7 @@ impl Driver {
         self.part.promotion_ordered = false;
         let lineage = self.lineage_of(state, facts.timeline, true)?;
         self.part.was_at = facts.written;
+        self.part.ghosts = self.ghosts_left(turn, facts);
         self.part.served = self.part.served.max(lineage.unwrap_or_default());
         if state.failover.is_none()
             && state.rule.primary == self.parts.me
@@ -271,12 +289,24 @@ impl Driver {
             position,
         });
         let server = Server::Primary {
-            healthy: true,
+            healthy: self.parts.local.stalled().is_none(),
             sync: self.sync_in_force(turn, facts),
             row: self.part.row,
             flushed: self.flushed(turn, facts),
         };
         Ok(Seen { server, holds, recruited: None, timeline: Some(facts.timeline) })
+    }
+
+    fn ghosts_left(&self, turn: &Turn, facts: &ServerFacts) -> Ghosts {
+        let rule = &turn.state.value.rule;
+        let end = match self.part.ghosts {
+            Ghosts::None => return Ghosts::None,
+            Ghosts::Unknown => facts.written.unwrap_or(Lsn(u64::MAX)),
+            Ghosts::Until(end) => end,
+        };
+        let flushed = self.flushed(turn, facts);
+        let held = rule.voters.iter().filter(|voter| flushed.get(voter).is_some_and(|at| *at >= end)).count();
+        if held >= rule.acks as usize { Ghosts::None } else { Ghosts::Until(end) }
     }
 
     async fn see_replica(&mut self, turn: &Turn, facts: &ServerFacts, busy: bool) -> Result<Seen, Trouble> {
@@ -389,18 +419,33 @@ impl Driver {
             lineage: seen.holds.map(|holds| (holds.timeline, holds.lineage)),
             own: if leads { self.own_word(turn, own) } else { None },
             lease_for: self.lease_epoch(state),
+            guarded: self.guarded(state, own),
         });
+    }
+
+    /// The lease without which the server must not go on, if it takes writes, or may at any moment, and waits for nobody.
+    fn guarded(&self, state: &ClusterState, own: &Own) -> Option<(Epoch, usize)> {
+        let alone = match &own.server {
+            Server::Primary { sync, .. } => sync.acks == 0,
+            Server::Replica { sync, .. } => own.promotion_ordered && sync.acks == 0,
+            Server::Starting => self.part.served == state.rule.epoch && state.rule.acks == 0,
+            Server::Stopped { .. } => false,
+        };
+        let epoch = self.lease_epoch(state)?;
+        let electors = recruit::electors(state).count();
+        let needed = state.members.len() > 2 && electors > 1;
+        (alone && needed).then_some((epoch, electors))
     }
 
     fn own_word(&self, turn: &Turn, own: &Own) -> Option<OwnWord> {
         let silent = turn.now.since(self.part.answered_at);
         match &own.server {
             Server::Stopped { .. } if own.hand_over => Some(OwnWord::Gone),
-            Server::Primary { healthy: true, .. } => Some(match self.parts.local.stalled() {
+            Server::Primary { healthy: true, .. } => Some(OwnWord::Healthy),
+            Server::Primary { .. } => Some(match self.parts.local.stalled() {
                 Some((for_ms, what)) => OwnWord::Stalled { for_ms, what },
-                None => OwnWord::Healthy,
+                None => OwnWord::Stalled { for_ms: silent, what: "its server".to_owned() },
             }),
-            Server::Primary { .. } => Some(OwnWord::Stalled { for_ms: silent, what: "its server".to_owned() }),
             Server::Starting if silent > START_PATIENCE => {
                 Some(OwnWord::Stalled { for_ms: silent, what: "the start of its server".to_owned() })
             }
@@ -454,6 +499,7 @@ impl Driver {
             }
             Action::StartPrimary => {
                 self.part.served = turn.state.value.rule.epoch;
+                self.part.ghosts = if turn.state.value.rule.acks > 0 { Ghosts::Unknown } else { Ghosts::None };
                 self.rule_sure = false;
                 return self.start_as(Role::Primary, turn).await;
             }
@@ -570,6 +616,7 @@ impl Driver {
         self.part.ledger.save(ledger)?;
         failpoint::pass("failover.promoting");
         self.part.promotion_ordered = true;
+        self.part.ghosts = Ghosts::None;
         self.part.served = epoch;
         self.part.row = None;
         self.rule_sure = false;

@@ -35,6 +35,9 @@ pub(crate) struct OwnPart {
     pub own: Option<OwnWord>,
     /// The epoch under which it serves, would serve, or is about to be promoted: whose lease it asks for.
     pub lease_for: Option<Epoch>,
+    /// Its server may acknowledge commits that nobody else holds, which only the lease of this epoch allows; and how
+    /// many keepers grant it.
+    pub guarded: Option<(Epoch, usize)>,
 }
 
 /// See the module.
@@ -254,6 +257,21 @@ impl Council {
             HolderVerdict::Serve { .. } => true,
             HolderVerdict::Fence => false,
         }
+    }
+
+    /// Whether this node's server takes writes, as far as its driver knows.
+    pub fn serves(&self) -> bool {
+        let inner = self.lock();
+        inner.leader == Some(self.me) && (inner.own.serving.is_some() || inner.own.own.is_some())
+    }
+
+    /// Whether the server must be killed now: it may acknowledge commits that nobody else holds, and the lease that
+    /// allows it has ended. `patient`: the keeper has only just started, and what its predecessor held is not known.
+    pub fn must_fence(&self, now: Moment) -> bool {
+        let inner = self.lock();
+        let Some((epoch, electors)) = inner.own.guarded else { return false };
+        let patient = now.since(inner.started_at) < LEASE.term;
+        !patient && inner.holder.verdict(epoch, electors, now, &LEASE) == HolderVerdict::Fence
     }
 
     /// Whether this keeper has only just started and may have held a lease before.

@@ -233,17 +233,30 @@ fn discard_partial(directory: &Path) -> Result<(), Trouble> {
 }
 
 /// More than one bundle may hold.
-pub(crate) fn too_much(wanted: u64, limits: RescueLimits) -> Trouble {
+fn too_much(wanted: u64, limits: RescueLimits) -> Trouble {
     Trouble::limit_reached(
         format!("{wanted} bytes of log are to be saved, {} are allowed", limits.bundle_bytes_max),
         "copy the data directory away, then rebuild the node: stemma node reinit",
     )
 }
 
-fn make_room(directory: &Path, limits: RescueLimits, wanted: u64) -> Result<(), Trouble> {
+/// Whether so much could be saved, once exported bundles are gone.
+pub(crate) fn check_room(directory: &Path, limits: RescueLimits, wanted: u64) -> Result<(), Trouble> {
     if wanted > limits.bundle_bytes_max {
         return Err(too_much(wanted, limits));
     }
+    let held: u64 = list(directory)?.iter().filter(|it| it.exported_at.is_none()).map(|bundle| bundle.bytes).sum();
+    if held + wanted > limits.total_bytes_max {
+        return Err(Trouble::limit_reached(
+            format!("rescue bundles that nobody has exported hold {held} bytes in {}", directory.display()),
+            "export them with `stemma rescue export`, then remove them with `stemma rescue delete`",
+        ));
+    }
+    Ok(())
+}
+
+fn make_room(directory: &Path, limits: RescueLimits, wanted: u64) -> Result<(), Trouble> {
+    check_room(directory, limits, wanted)?;
     let bundles = list(directory)?;
     let mut held: u64 = bundles.iter().map(|bundle| bundle.bytes).sum();
     for bundle in bundles.iter().filter(|bundle| bundle.exported_at.is_some()) {
@@ -253,12 +266,6 @@ fn make_room(directory: &Path, limits: RescueLimits, wanted: u64) -> Result<(), 
         tracing::warn!(id = bundle.id, "removed an exported rescue bundle to make room");
         remove(directory, &directory.join(&bundle.id))?;
         held -= bundle.bytes;
-    }
-    if held + wanted > limits.total_bytes_max {
-        return Err(Trouble::limit_reached(
-            format!("rescue bundles that nobody has exported hold {held} bytes in {}", directory.display()),
-            "export them with `stemma rescue export`, then remove them with `stemma rescue delete`",
-        ));
     }
     let found = rustix::fs::statvfs(directory).map_err(|error| refused("examine", directory, &error.into()))?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);

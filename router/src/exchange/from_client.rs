@@ -3,7 +3,10 @@
 use super::{Context, Exchange, Expect, INSPECT_BYTES_MAX, Stop};
 use crate::out::Out;
 use crate::prepared::PREFIX;
-use wire::frame::{HEADER_BYTES, client_header};
+use routing::Class;
+use std::ops::Range;
+use std::rc::Rc;
+use wire::frame::{HEADER_BYTES, c_string, client_header};
 use wire::frontend::{self, Target};
 use wire::{Header, Malformed, build};
 
@@ -89,13 +92,12 @@ impl Exchange {
         let here = at..at + bytes.len();
         match head.tag {
             b'Q' => {
-                self.expect(Expect::Query { effects: false });
                 // A simple query destroys the unnamed statement.
-                context.client.unnamed = None;
-                context.client.unnamed_loaded = false;
-                server.pass(here);
+                context.client.forget_unnamed();
+                self.query(body, here, context, server);
             }
             b'F' => {
+                self.note(Class::Write);
                 self.expect(Expect::Function);
                 server.pass(here);
             }
@@ -110,7 +112,7 @@ impl Exchange {
             b'D' => self.describe(body, here, context, server)?,
             b'C' => self.close(body, here, context, server, client)?,
             b'E' => {
-                self.extended(Expect::Execute { effects: false });
+                self.execute(body)?;
                 server.pass(here);
             }
             b'H' => server.pass(here),
@@ -126,6 +128,55 @@ impl Exchange {
             _ => server.pass(here),
         }
         Ok(())
+    }
+
+    fn query(&mut self, body: &[u8], here: Range<usize>, context: &mut Context<'_>, server: &mut Out) {
+        // A text that is too long to be collected is judged by what can be seen of it, which is never enough to be sure.
+        let route = match frontend::query(body) {
+            Ok(sql) => context.judge.route(sql),
+            Err(_) => context.judge.route(body),
+        };
+        let effects = !route.effects.is_empty();
+        self.note(route.class);
+        if effects && !self.ignoring {
+            self.effects.push_back(Rc::new(route));
+        }
+        self.expect(Expect::Query { effects });
+        server.pass(here);
+    }
+
+    fn execute(&mut self, body: &[u8]) -> Result<(), Malformed> {
+        let mut effects = false;
+        if !self.portals.is_empty() {
+            let (portal, _) = c_string(body)?;
+            if let Some((_, route)) = self.portals.iter().find(|(name, _)| **name == *portal)
+                && !self.ignoring
+            {
+                self.effects.push_back(route.clone());
+                effects = true;
+            }
+        }
+        self.extended(Expect::Execute { effects });
+        Ok(())
+    }
+
+    /// Remembers what executing a portal will do.
+    fn note_portal(&mut self, portal: &[u8], statement: &[u8], context: &Context<'_>) {
+        if !self.portals.is_empty() {
+            self.portals.retain(|(name, _)| **name != *portal);
+        }
+        let route = match statement {
+            b"" => context.client.unnamed_route.clone(),
+            name => context.client.get(name).map(|known| known.route(&context.judge)),
+        };
+        self.note(match (&route, statement) {
+            (Some(route), _) => route.class,
+            (None, b"") if !context.client.unnamed_writes => Class::Read,
+            (None, _) => Class::Write,
+        });
+        if let Some(route) = route.filter(|route| !route.effects.is_empty()) {
+            self.portals.push((portal.into(), route));
+        }
     }
 
     fn sync(&mut self) {
@@ -157,14 +208,15 @@ impl Exchange {
     fn parse(
         &mut self,
         body: &[u8],
-        here: std::ops::Range<usize>,
+        here: Range<usize>,
         context: &mut Context<'_>,
         server: &mut Out,
         client: &mut Out,
     ) -> Result<(), Malformed> {
         if self.client_skip > 0 {
             // An unnamed one that is too long to be kept: it serves as long as the server is attached.
-            context.client.unnamed = None;
+            context.client.forget_unnamed();
+            context.client.unnamed_writes = true;
             context.client.unnamed_loaded = true;
             self.extended(Expect::Parse { id: 0, wanted: true, named: false });
             server.pass(here);
@@ -176,6 +228,9 @@ impl Exchange {
             kept.clear();
             kept.extend_from_slice(parse.definition);
             context.client.unnamed_loaded = true;
+            let route = context.judge.route(parse.sql);
+            context.client.unnamed_writes = route.class == Class::Write;
+            context.client.unnamed_route = (!route.effects.is_empty()).then(|| Rc::new(route));
             self.extended(Expect::Parse { id: 0, wanted: true, named: false });
             server.pass(here);
             return Ok(());
@@ -192,7 +247,7 @@ impl Exchange {
             self.extended(Expect::Parse { id: u32::MAX, wanted: true, named: false });
             return Ok(());
         }
-        let statement = context.interner.intern(parse.definition);
+        let statement = context.interner.intern(parse.definition, &context.judge);
         context.client.insert(parse.name, statement.clone());
         self.names.push_back(parse.name.into());
         if context.server.touch(statement.id) {
@@ -262,11 +317,12 @@ impl Exchange {
         &mut self,
         body: &[u8],
         head: Header,
-        here: std::ops::Range<usize>,
+        here: Range<usize>,
         context: &mut Context<'_>,
         server: &mut Out,
     ) -> Result<(), Malformed> {
         let names = frontend::bind_head(body).ok_or(Malformed("a Bind whose names do not end"))?;
+        self.note_portal(names.portal, names.statement, context);
         if !self.ignoring
             && let Some(name) = self.resolve(names.statement, context, server)
         {
@@ -282,7 +338,7 @@ impl Exchange {
     fn describe(
         &mut self,
         body: &[u8],
-        here: std::ops::Range<usize>,
+        here: Range<usize>,
         context: &mut Context<'_>,
         server: &mut Out,
     ) -> Result<(), Malformed> {
@@ -301,7 +357,7 @@ impl Exchange {
     fn close(
         &mut self,
         body: &[u8],
-        here: std::ops::Range<usize>,
+        here: Range<usize>,
         context: &mut Context<'_>,
         server: &mut Out,
         client: &mut Out,
@@ -309,8 +365,7 @@ impl Exchange {
         let ours = match frontend::target(body)? {
             Target::Statement(_) | Target::Portal(_) if self.ignoring => false,
             Target::Statement(b"") => {
-                context.client.unnamed = None;
-                context.client.unnamed_loaded = false;
+                context.client.forget_unnamed();
                 false
             }
             // The definition stays on the server: others may use it.

@@ -1,9 +1,29 @@
 //! The server's side: answers go on as they are, except those that the client did not ask for.
 
-use super::{Desync, Exchange, Expect, INSPECT_BYTES_MAX};
+use super::{Desync, Exchange, Expect, INSPECT_BYTES_MAX, Refused};
 use crate::out::Out;
-use wire::frame::{HEADER_BYTES, header};
+use wire::frame::{HEADER_BYTES, c_string, header};
 use wire::{Header, backend, build};
+
+/// Whether an error proves that a server in recovery did not do what it was asked.
+fn refusal(sqlstate: &str, message: &str, routine: Option<&str>) -> Option<Refused> {
+    routing::refusal(sqlstate, message, routine).map(|refusal| match refusal {
+        routing::Refusal::NeedsPrimary => Refused::NeedsPrimary,
+        routing::Refusal::Conflict => Refused::Conflict,
+    })
+}
+
+/// The field of an error that names the routine in the server.
+fn routine(mut body: &[u8]) -> Option<&str> {
+    while let Some((kind, rest)) = body.split_first() {
+        let (text, rest) = c_string(rest).ok()?;
+        if *kind == b'R' {
+            return std::str::from_utf8(text).ok();
+        }
+        body = rest;
+    }
+    None
+}
 
 impl Exchange {
     /// Reads what the server sent; bytes for the client go to `client`. Returns how many bytes were used; the rest
@@ -35,7 +55,7 @@ impl Exchange {
                 return Ok(at);
             }
             let here = total.min(rest.len());
-            let show = self.answer(head, &rest[HEADER_BYTES.min(here)..here])?;
+            let show = self.answer(head, &rest[HEADER_BYTES.min(here)..here])? && self.refused.is_none();
             if show {
                 self.answered = true;
                 client.pass(at..at + here);
@@ -51,13 +71,21 @@ impl Exchange {
 
     /// Gives the answers that are due and that the server will not give.
     pub(super) fn say_elided(&mut self, client: &mut Out) {
+        let silent = self.refused.is_some();
         loop {
             match self.ring.front() {
                 Some(Expect::Elided) => {
                     self.names.pop_front();
-                    client.add(build::parse_complete);
+                    if !silent {
+                        client.add(build::parse_complete);
+                        self.answered = true;
+                    }
                 }
-                Some(Expect::CloseElided) => client.add(build::close_complete),
+                Some(Expect::CloseElided) if !silent => {
+                    client.add(build::close_complete);
+                    self.answered = true;
+                }
+                Some(Expect::CloseElided) => {}
                 Some(Expect::CopyEnd) => {}
                 _ => return,
             }
@@ -71,7 +99,7 @@ impl Exchange {
         let swallowed = front == Some(Expect::Injected);
         match head.tag {
             b'D' | b'd' | b'T' | b't' | b'V' | b'C' | b'I' | b's' | b'n' | b'1' | b'2' | b'3' | b'c' => {
-                self.in_order(head.tag, front)
+                self.in_order(head.tag, body, front)
             }
             b'Z' => self.ready(body, front),
             b'E' => self.error(body, front),
@@ -95,10 +123,23 @@ impl Exchange {
         }
     }
 
-    fn in_order(&mut self, tag: u8, front: Option<Expect>) -> Result<bool, Desync> {
+    fn in_order(&mut self, tag: u8, body: &[u8], front: Option<Expect>) -> Result<bool, Desync> {
         let unfit = || Desync(format!("answer {:?} came where {front:?} was due", char::from(tag)));
         let Some(front) = front else { return Err(unfit()) };
         let (done, show) = match (front, tag) {
+            (Expect::Query { effects: true }, b'C') => {
+                if let Some(route) = self.effects.front().cloned() {
+                    self.apply(&route, Some(self.parts_done), body);
+                    self.parts_done += 1;
+                }
+                (false, true)
+            }
+            (Expect::Execute { effects: true }, b'C' | b's' | b'I') => {
+                if let Some(route) = self.effects.pop_front() {
+                    self.apply(&route, None, body);
+                }
+                (true, true)
+            }
             (Expect::Query { .. }, b'D' | b'd' | b'T' | b'C' | b'I' | b'c') => (false, true),
             (Expect::Injected, b'D' | b'T' | b'C' | b'I') => (false, false),
             (Expect::Function, b'V') => (false, true),
@@ -123,7 +164,12 @@ impl Exchange {
     fn ready(&mut self, body: &[u8], front: Option<Expect>) -> Result<bool, Desync> {
         let status = *body.first().ok_or(Desync("ReadyForQuery without a state".into()))?;
         let show = match front {
-            Some(Expect::Query { .. } | Expect::Function | Expect::Sync) => true,
+            Some(Expect::Query { effects: true }) => {
+                self.effects.pop_front();
+                self.parts_done = 0;
+                true
+            }
+            Some(Expect::Query { effects: false } | Expect::Function | Expect::Sync) => true,
             Some(Expect::Injected) => false,
             other => return Err(Desync(format!("ReadyForQuery came where {other:?} was due"))),
         };
@@ -131,7 +177,12 @@ impl Exchange {
         self.status = status;
         self.copy_in = false;
         if show {
-            self.finished += 1;
+            self.state.ready(status);
+            self.transaction_wrote = status != b'I' && (self.transaction_wrote || self.request_writes);
+            self.request_writes &= !self.ring.is_empty();
+        }
+        if status == b'I' {
+            self.portals.clear();
         }
         Ok(show)
     }
@@ -142,6 +193,14 @@ impl Exchange {
             // What becomes of the client is not the server's to say.
             self.fatal = Some(body.to_vec());
             return Ok(false);
+        }
+        match front {
+            Some(Expect::Injected) => {}
+            // Only the first word of an answer can still be taken back.
+            Some(_) if self.may_retry && !self.answered && self.refused.is_none() && self.status == b'I' => {
+                self.refused = refusal(&fields.sqlstate, &fields.message, routine(body));
+            }
+            Some(_) | None => {}
         }
         match front {
             Some(Expect::Injected) => {
@@ -162,6 +221,7 @@ impl Exchange {
             }
         }
         self.copy_in = false;
+        self.state.failed();
         Ok(true)
     }
 

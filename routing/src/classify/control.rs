@@ -463,9 +463,9 @@ impl Reader<'_> {
             let name = self.name(self.token);
             let listed = self.token.kind == Kind::Word || self.token.kind == Kind::Quoted;
             if self.token.kind == Kind::QuotedUnicode {
-                found = Some(Verdict::write(Reason::UnreadableName, self.token));
+                found = Verdict::harder(found, Some(Verdict::write(Reason::UnreadableName, self.token)));
             } else if listed && let Some(verdict) = self.copied_name(&name) {
-                found.get_or_insert(verdict);
+                found = Verdict::harder(found, Some(verdict));
             }
             self.advance();
         }
@@ -494,7 +494,7 @@ impl Reader<'_> {
                 _ => {}
             }
             if let Some(verdict) = self.step(Functions::Run) {
-                found.get_or_insert(verdict);
+                found = Verdict::harder(found, Some(verdict));
             }
             if depth == 0 {
                 break;
@@ -511,7 +511,7 @@ impl Reader<'_> {
         }
         self.effect(Effect::CopyOut);
         let broken = self.scan(Functions::NotRun);
-        found.or(broken).unwrap_or_else(|| Verdict::of(Class::Read, Reason::PlainRead))
+        Verdict::harder(found, broken).unwrap_or_else(|| Verdict::of(Class::Read, Reason::PlainRead))
     }
 
     fn create(&mut self) -> Verdict {

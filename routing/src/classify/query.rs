@@ -43,7 +43,7 @@ impl Reader<'_> {
         let mut found: Option<Verdict> = None;
         while !self.at_end() {
             if let Some(verdict) = self.step(functions) {
-                found.get_or_insert(verdict);
+                found = Verdict::harder(found, Some(verdict));
             }
         }
         found

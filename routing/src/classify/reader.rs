@@ -22,6 +22,14 @@ impl Verdict {
     pub fn write(reason: Reason, token: Token) -> Verdict {
         Verdict { class: Class::Write, reason, culprit: Some(token.start..token.end) }
     }
+    /// The harder of two, the earlier one of equals.
+    pub fn harder(found: Option<Verdict>, other: Option<Verdict>) -> Option<Verdict> {
+        match (found, other) {
+            (Some(a), Some(b)) if b.reason.hardness() > a.reason.hardness() => Some(b),
+            (Some(a), _) => Some(a),
+            (None, b) => b,
+        }
+    }
     pub fn control(class: Class) -> Verdict {
         Verdict::of(class, Reason::Control)
     }

@@ -496,6 +496,12 @@ fn the_session_has_a_say() {
     assert_eq!(within("COMMIT", pinned), (Class::Transaction, Reason::Control));
     let serializable = Session { serializable: true, ..idle };
     assert_eq!(within("SELECT 1", serializable), (Class::Write, Reason::Serializable));
+    let both = Session { standing: Standing::ReadOnly, ..serializable };
+    assert_eq!(within("SELECT anything(1)", both), (Class::Write, Reason::UnknownFunction));
+    assert_eq!(
+        within("/*+ route=replica */ SELECT anything(1)", serializable),
+        (Class::Write, Reason::UnknownFunction)
+    );
     let writing = Session { standing: Standing::ReadWrite, ..idle };
     assert_eq!(within("SELECT 1", writing), (Class::Write, Reason::ReadWriteTransaction));
     let reading = Session { standing: Standing::ReadOnly, ..idle };
@@ -516,6 +522,25 @@ fn a_comment_hint_overrules_doubts_but_not_facts() {
     check("read plain-read", &["SELECT '/*+ route=primary */'", "/* route=primary */ SELECT 1"]);
     let hint = route("/*+ consistency=strong */ SELECT 1").hint.expect("a hint");
     assert_eq!(hint.consistency, Some(crate::Level::Strong));
+}
+
+#[test]
+fn a_doubt_that_is_answered_does_not_hide_what_stands_behind_it() {
+    check(
+        "write locking",
+        &["/*+ route=replica */ SELECT anything(1) FROM t FOR SHARE", "SELECT anything(1) FROM t FOR SHARE"],
+    );
+    check("write write-keyword", &["/*+ route=replica */ WITH d AS (DELETE FROM t RETURNING anything(1)) TABLE d"]);
+    check("write unlogged", &["/*+ route=replica */ SELECT anything(1) FROM fast_table"]);
+    check("write write-keyword", &["/*+ route=replica */ COPY (DELETE FROM t RETURNING anything(1)) TO STDOUT"]);
+    // What stays in the session must not stay behind on a replica.
+    check("write node-dependent", &["/*+ route=replica */ SELECT anything(1), pg_advisory_lock(1)"]);
+    check("write node-dependent", &["/*+ route=replica */ SELECT set_config('a', 'b', false)"]);
+    check("read hint-replica", &["/*+ route=replica */ SELECT pg_is_in_recovery()"]);
+    let session = Session { standing: Standing::ReadOnly, ..Session::default() };
+    let context = Context { lexing: Lexing::default(), session };
+    let sql = b"SELECT anything(1), pg_advisory_lock(1)";
+    assert_eq!(classify(sql, &context, &catalog()).reason, Reason::NodeDependent);
 }
 
 #[test]

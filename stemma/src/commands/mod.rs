@@ -20,6 +20,7 @@ use crate::render::out;
 use crate::{daemon, demo, explain, reference, sandbox};
 use model::status::SCHEMA_VERSION;
 use model::{Outcome, Trouble};
+use routing::dsn::Place;
 use serde_json::{Value, json};
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -47,7 +48,8 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Pause { span } => primacy::pause(&context, span).await,
         Command::Resume => primacy::resume(&context).await,
         Command::Op(command) => op::run(&context, command).await,
-        Command::History { limit } => history::run(&context, limit).await,
+        Command::History { limit, failovers: true } => history::failovers(&context, limit).await,
+        Command::History { limit, failovers: false } => history::run(&context, limit).await,
         Command::Rescue(command) => rescue::run(&context, command),
         Command::Cert(command) => cert::run(&context, command).await,
         Command::Explain { code: Some(id), all: false } if primacy::is_change(&id) => {
@@ -57,6 +59,10 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Init(args) => local::init(&context, args).await,
         Command::Join(args) => local::join(&context, args).await,
         Command::Run { .. } => local::run(&context).await,
+        Command::Router => crate::front::alone(context.global.config.as_deref()).await.map(|()| 0),
+        Command::Dsn { driver, host, database, user, ca_file } => {
+            local::dsn(&context, &driver, &host, Place { hosts: Vec::new(), database, user, ca_file })
+        }
         Command::AdoptSession => daemon::adopt_session().await.map(|()| 0),
         Command::Sandbox(command) => sandbox::run(&context, command).await,
         Command::Demo(args) => demo::run(&context, args).await,

@@ -14,8 +14,20 @@ pub fn render(status: &ClusterStatus, look: &Look) -> String {
     if let Some((id, sentence)) = &status.operation {
         lines.push(look.finish(&wrap(&format!("  {id} running: {sentence}"), look.width, 4)));
     }
+    lines.extend(changes_of_primary(status).iter().map(|line| look.finish(&wrap(line, look.width, 4))));
     lines.extend(problems(&status.problems, look));
     lines.join("\n")
+}
+
+/// What is planned, and what is going on, about who is primary.
+fn changes_of_primary(status: &ClusterStatus) -> Vec<String> {
+    let planned = status.planned_switchover.iter().map(|plan| {
+        let to = plan.to.as_ref().map_or("the best replica", |to| to.as_str());
+        let when = if plan.scheduled { format!("at {}", units::time(plan.at)) } else { "now".to_owned() };
+        format!("  {} planned: switchover from {} to {to} {when} (by {})", plan.id, plan.from, plan.actor)
+    });
+    let running = status.failover.iter().map(|(id, sentence)| format!("  {id} in progress: {sentence}"));
+    planned.chain(running).collect()
 }
 
 fn mark_of(verdict: Verdict) -> Mark {

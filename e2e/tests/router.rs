@@ -1,0 +1,159 @@
+//! The router before a cluster: clients keep their connection while the primary dies and another takes over.
+
+use e2e::Cluster;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio_postgres::{Client, NoTls};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A `stemma router`, ended when dropped.
+struct Front {
+    process: Child,
+    port: u16,
+    password: String,
+    _room: tempfile::TempDir,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Front {
+    /// Before a cluster, for its superuser.
+    async fn before(cluster: &Cluster, keys: &str) -> Front {
+        use std::os::unix::fs::PermissionsExt;
+        let room = tempfile::tempdir().expect("a directory");
+        let uri: tokio_postgres::Config = cluster.node("n1").uri.parse().expect("a URI");
+        let password = String::from_utf8(uri.get_password().expect("a password").to_vec()).expect("text");
+        let users = room.path().join("users.txt");
+        std::fs::write(&users, format!("\"postgres\" \"{password}\"\n")).expect("written");
+        std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).expect("mode");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("address").port();
+        let nodes: Vec<String> =
+            cluster.nodes.values().map(|node| format!("\"http://127.0.0.1:{}\"", node.api_port)).collect();
+        let file = room.path().join("router.toml");
+        let text = format!(
+            "nodes = [{}]\n[router]\nlisten = \"127.0.0.1:{port}\"\nusers_file = \"{}\"\nhold = \"60s\"\n{keys}\n",
+            nodes.join(", "),
+            users.display()
+        );
+        std::fs::write(&file, text).expect("written");
+        let log = std::fs::File::create(room.path().join("log")).expect("a log");
+        let process = Command::new(e2e::program())
+            .arg("--config")
+            .arg(&file)
+            .arg("router")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the router starts");
+        Front { process, port, password, _room: room }
+    }
+
+    async fn client(&self) -> Client {
+        let mut options = tokio_postgres::Config::new();
+        options.host("127.0.0.1").port(self.port).user("postgres").password(&self.password).dbname("postgres");
+        let began = Instant::now();
+        loop {
+            match options.connect(NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    return client;
+                }
+                Err(error) => assert!(began.elapsed() < PATIENCE, "the router lets nobody in: {error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Adds one row per transaction until `until`, and tells what came of each: acknowledged numbers, and the SQLSTATE of
+/// those that were not.
+async fn write(client: Client, first: i32, until: Instant) -> (Client, Vec<i32>, Vec<(i32, String)>) {
+    let (mut acknowledged, mut failed) = (Vec::new(), Vec::new());
+    let mut number = first;
+    while Instant::now() < until {
+        let outcome = client.batch_execute(&format!("BEGIN; INSERT INTO written VALUES ({number})")).await;
+        let outcome = match outcome {
+            Ok(()) => client.batch_execute("COMMIT").await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => acknowledged.push(number),
+            Err(error) => {
+                let state = error.code().map_or_else(|| format!("{error:?}"), |code| code.code().to_owned());
+                assert!(!client.is_closed(), "the connection is lost: {error:?}");
+                failed.push((number, state));
+                client.batch_execute("ROLLBACK").await.expect("the connection lives");
+            }
+        }
+        number += 1;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    (client, acknowledged, failed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_primary_dies_no_connection_is_lost_and_no_acknowledged_write() {
+    let cluster = Cluster::start(15, &[]).await;
+    let front = Front::before(&cluster, "").await;
+    let client = front.client().await;
+    client.batch_execute("CREATE TABLE written (number int PRIMARY KEY)").await.expect("made");
+    let idle = front.client().await;
+    let until = Instant::now() + Duration::from_secs(20);
+    let mut writers = vec![tokio::spawn(write(client, 0, until))];
+    for writer in 1..4 {
+        writers.push(tokio::spawn(write(front.client().await, writer * 1_000_000, until)));
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.crash("n1", "host").await;
+    let mut acknowledged = 0;
+    for writer in writers {
+        let (client, written, failed) = writer.await.expect("no connection was lost");
+        for (number, state) in &failed {
+            assert!(matches!(state.as_str(), "40001" | "08007"), "{number} ended in {state}");
+        }
+        let rows = client.query("SELECT number FROM written", &[]).await.expect("the new primary answers");
+        let there: std::collections::BTreeSet<i32> = rows.iter().map(|row| row.get(0)).collect();
+        for number in &written {
+            assert!(there.contains(number), "{number} was acknowledged and is lost");
+        }
+        for (number, state) in &failed {
+            assert!(state != "40001" || !there.contains(number), "{number} was called undone and is there");
+        }
+        let last = written.last().copied().unwrap_or_default();
+        assert!(failed.iter().all(|(number, _)| *number < last), "writes go on after the failover");
+        acknowledged += written.len();
+    }
+    assert!(acknowledged > 100, "{acknowledged} writes are no load");
+    let row = idle.query_one("SELECT count(*) FROM written", &[]).await.expect("the idle client did not notice");
+    assert!(row.get::<_, i64>(0) >= i64::try_from(acknowledged).expect("few"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_are_spread_over_replicas_and_see_what_their_session_wrote() {
+    let cluster = Cluster::start(15, &[]).await;
+    let front = Front::before(&cluster, "split = true").await;
+    let writer = front.client().await;
+    writer.batch_execute("CREATE TABLE seen (number int)").await.expect("made");
+    for number in 0..200 {
+        writer.execute("INSERT INTO seen VALUES ($1)", &[&number]).await.expect("written");
+        let row = writer.query_one("SELECT count(*) FROM seen", &[]).await.expect("read");
+        assert_eq!(row.get::<_, i64>(0), i64::from(number) + 1, "read your writes");
+    }
+    let began = Instant::now();
+    let reader = front.client().await;
+    loop {
+        let row = reader.query_one("SELECT current_setting('transaction_read_only')", &[]).await.expect("read");
+        if row.get::<_, String>(0) == "on" {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "no read was served by a replica");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}

@@ -1,0 +1,39 @@
+//! Ends the server when the lease has ended that allows it to acknowledge commits alone. On a thread of its own, so that
+//! it acts on time whatever the runtime is busy with.
+
+use super::Council;
+use crate::clock;
+use crate::local::Local;
+use postgres::ServerSpec;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How often it is looked; a small part of the lease's margin.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long killing everything may take before it is told, and begun again.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Starts the thread; it ends with `stop`.
+pub(crate) fn start(council: Arc<Council>, local: Arc<Local>, spec: ServerSpec, stop: CancellationToken) {
+    let guard = move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
+            tracing::error!("the lease is not guarded: no runtime");
+            return;
+        };
+        while !stop.is_cancelled() {
+            if council.must_fence(clock::now()) && !postgres::server_processes(&spec.data_dir).is_empty() {
+                tracing::warn!("the lease has ended; killing every process of the database server");
+                match runtime.block_on(postgres::kill_everything(&spec, KILL_DEADLINE)) {
+                    Ok(killed) => tracing::info!(killed, "the server's processes are gone"),
+                    Err(trouble) => tracing::error!(%trouble, hint = trouble.hint, "the server is not fenced yet"),
+                }
+                local.drive_now.notify_one();
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("fence".into()).spawn(guard) {
+        tracing::error!(%error, "the lease is not guarded");
+    }
+}

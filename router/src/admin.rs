@@ -1,0 +1,383 @@
+//! The console: a database named `stemma` (or `pgbouncer`) that exists only here, for those whom the configuration
+//! lists. Everything is said over both protocols, so that any driver can ask.
+
+use crate::pool::Purpose;
+use crate::refusal::Refusal;
+use crate::server::{Row, read_message};
+use crate::session::ClientEntry;
+use crate::stream::Stream;
+use crate::topology::ReplicaUse;
+use crate::worker::{Mail, Worker};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
+use wire::build::{self, ColumnType};
+use wire::frontend::{self, Target};
+
+/// How long PAUSE waits for open transactions.
+const PAUSE_WAIT: Duration = Duration::from_secs(60);
+/// Between two looks at them.
+const PAUSE_LOOK: Duration = Duration::from_millis(10);
+
+/// What one client is doing, as its worker tells.
+#[derive(Clone, Debug)]
+pub struct ClientRow {
+    pid: u32,
+    worker: usize,
+    user: String,
+    database: String,
+    connected: Duration,
+    server: Option<(String, u32)>,
+    pins: String,
+    waits: Option<Duration>,
+}
+
+impl ClientRow {
+    /// As of now.
+    pub fn of(entry: &ClientEntry, worker: usize) -> ClientRow {
+        let now = Instant::now();
+        ClientRow {
+            pid: entry.pid,
+            worker,
+            user: entry.user.clone(),
+            database: entry.database.clone(),
+            connected: now.duration_since(entry.since),
+            server: entry.running.borrow().as_ref().map(|key| (key.node.to_string(), key.pid)),
+            pins: entry.pins.borrow().iter().map(|pin| pin.as_str()).collect::<Vec<_>>().join(", "),
+            waits: entry.waits.get().map(|since| now.duration_since(since)),
+        }
+    }
+}
+
+/// What may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    Pools,
+    Clients,
+    Servers,
+    Nodes,
+    Pins,
+    Held,
+    Version,
+    Pause,
+    Resume,
+    Kill(u32),
+    /// What drivers send by themselves and need no answer for.
+    Nothing,
+}
+
+fn parse(sql: &str) -> Result<Command, Refusal> {
+    let words: Vec<String> = sql.trim().trim_end_matches(';').split_whitespace().map(str::to_ascii_lowercase).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Ok(match words.as_slice() {
+        ["show", "pools"] => Command::Pools,
+        ["show", "clients"] => Command::Clients,
+        ["show", "servers"] => Command::Servers,
+        ["show", "nodes" | "databases"] => Command::Nodes,
+        ["show", "pins"] => Command::Pins,
+        ["show", "held"] => Command::Held,
+        ["show", "version"] => Command::Version,
+        ["pause"] => Command::Pause,
+        ["resume"] => Command::Resume,
+        ["kill", pid] if pid.parse::<u32>().is_ok() => Command::Kill(pid.parse().unwrap_or(0)),
+        [] | ["begin" | "commit" | "rollback" | "set" | "discard", ..] => Command::Nothing,
+        _ => {
+            let refusal = Refusal::unsupported(format!("the console does not know `{}`", sql.trim()));
+            return Err(refusal.sqlstate("42601").detail(
+                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, PINS, HELD, VERSION; PAUSE, RESUME, KILL <client>",
+            ));
+        }
+    })
+}
+
+type Columns = &'static [(&'static str, ColumnType)];
+
+impl Command {
+    fn columns(self) -> Columns {
+        use ColumnType::{Number, Text};
+        match self {
+            Command::Pools => &[
+                ("database", Text),
+                ("user", Text),
+                ("node", Text),
+                ("purpose", Text),
+                ("cl_waiting", Number),
+                ("sv_active", Number),
+                ("sv_idle", Number),
+                ("pool_mode", Text),
+            ],
+            Command::Clients => &[
+                ("pid", Number),
+                ("user", Text),
+                ("database", Text),
+                ("state", Text),
+                ("node", Text),
+                ("server_pid", Number),
+                ("worker", Number),
+                ("connected_s", Number),
+            ],
+            Command::Servers => &[("node", Text), ("purpose", Text), ("active", Number), ("idle", Number)],
+            Command::Nodes => &[
+                ("name", Text),
+                ("role", Text),
+                ("address", Text),
+                ("healthy", Text),
+                ("lag_bytes", Number),
+                ("epoch", Number),
+            ],
+            Command::Pins => &[("pid", Number), ("user", Text), ("database", Text), ("reasons", Text), ("node", Text)],
+            Command::Held => &[("pid", Number), ("user", Text), ("database", Text), ("waits_ms", Number)],
+            Command::Version => &[("version", Text)],
+            Command::Pause | Command::Resume | Command::Kill(_) | Command::Nothing => &[],
+        }
+    }
+
+    fn tag(self) -> &'static str {
+        match self {
+            Command::Pause => "PAUSE",
+            Command::Resume => "RESUME",
+            Command::Kill(_) => "KILL",
+            Command::Nothing => "SET",
+            Command::Pools
+            | Command::Clients
+            | Command::Servers
+            | Command::Nodes
+            | Command::Pins
+            | Command::Held
+            | Command::Version => "SHOW",
+        }
+    }
+}
+
+fn text(value: impl ToString) -> Option<String> {
+    Some(value.to_string())
+}
+
+async fn clients(worker: &Worker) -> Vec<ClientRow> {
+    let mut rows = Vec::new();
+    for mailbox in worker.global.mailboxes() {
+        let (reply, answer) = oneshot::channel();
+        mailbox.post(Mail::Survey(reply));
+        rows.extend(answer.await.unwrap_or_default());
+    }
+    rows
+}
+
+fn purpose(purpose: Purpose) -> String {
+    match purpose {
+        Purpose::Write(epoch) => format!("write (epoch {epoch})"),
+        Purpose::Read => "read".to_owned(),
+    }
+}
+
+async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
+    let mode = worker.config().mode.as_str();
+    Ok(match command {
+        Command::Pools => worker
+            .global
+            .all_pools()
+            .iter()
+            .map(|pool| {
+                let (key, idle) = (&pool.key, pool.idle());
+                let active = pool.total().saturating_sub(idle);
+                let place = [text(&key.database), text(&key.user), text(&key.node), text(purpose(key.purpose))];
+                let counts = [text(pool.waiting()), text(active), text(idle), text(mode)];
+                place.into_iter().chain(counts).collect()
+            })
+            .collect(),
+        Command::Servers => worker
+            .global
+            .all_pools()
+            .iter()
+            .map(|pool| {
+                let active = pool.total().saturating_sub(pool.idle());
+                vec![text(&pool.key.node), text(purpose(pool.key.purpose)), text(active), text(pool.idle())]
+            })
+            .collect(),
+        Command::Clients => clients(worker).await.into_iter().map(client_row).collect(),
+        Command::Pins => clients(worker)
+            .await
+            .into_iter()
+            .filter(|row| !row.pins.is_empty())
+            .map(|row| {
+                let node = row.server.as_ref().map(|(node, _)| node.clone());
+                vec![text(row.pid), text(row.user), text(row.database), text(row.pins), node]
+            })
+            .collect(),
+        Command::Held => clients(worker)
+            .await
+            .into_iter()
+            .filter_map(|row| {
+                Some(vec![text(row.pid), text(&row.user), text(&row.database), text(row.waits?.as_millis())])
+            })
+            .collect(),
+        Command::Nodes => nodes(worker),
+        Command::Version => vec![vec![text(concat!("stemma router ", env!("CARGO_PKG_VERSION")))]],
+        Command::Pause => {
+            worker.global.set_paused(true);
+            let deadline = Instant::now() + PAUSE_WAIT;
+            while worker.global.all_pools().iter().any(|pool| pool.total() > pool.idle()) {
+                if Instant::now() > deadline {
+                    let refusal = Refusal::pool_exhausted("some transactions did not end; new ones stay held");
+                    return Err(refusal.detail("RESUME lets them go on; SHOW CLIENTS says who is busy"));
+                }
+                tokio::time::sleep(PAUSE_LOOK).await;
+            }
+            Vec::new()
+        }
+        Command::Resume => {
+            worker.global.set_paused(false);
+            Vec::new()
+        }
+        Command::Kill(pid) => {
+            worker.global.kill(pid);
+            Vec::new()
+        }
+        Command::Nothing => Vec::new(),
+    })
+}
+
+fn client_row(row: ClientRow) -> Row {
+    let state = match (&row.server, row.waits) {
+        (_, Some(_)) => "waiting",
+        (Some(_), None) => "active",
+        (None, None) => "idle",
+    };
+    let (node, server) = row.server.map_or((None, None), |(node, pid)| (Some(node), text(pid)));
+    let place = [text(row.pid), text(row.user), text(row.database), text(state), node, server];
+    place.into_iter().chain([text(row.worker), text(row.connected.as_secs())]).collect()
+}
+
+fn nodes(worker: &Worker) -> Vec<Row> {
+    let topology = worker.topology();
+    let mut rows = Vec::new();
+    if let Some(primary) = &topology.primary {
+        let place = [text(&primary.name), text("primary"), text(&primary.addr), text("yes")];
+        rows.push(place.into_iter().chain([text(0), text(topology.epoch)]).collect());
+    }
+    for replica in &topology.replicas {
+        let role = match replica.usage {
+            ReplicaUse::Hot => "replica",
+            ReplicaUse::Standby => "standby",
+            ReplicaUse::Delayed => "delayed",
+        };
+        let healthy = if replica.healthy { "yes" } else { "no" };
+        let place = [text(&replica.name), text(role), text(&replica.addr), text(healthy)];
+        rows.push(
+            place.into_iter().chain([replica.lag_bytes.map(|lag| lag.0.to_string()), text(topology.epoch)]).collect(),
+        );
+    }
+    rows
+}
+
+fn write_rows(out: &mut Vec<u8>, command: Command, rows: &[Row]) {
+    for row in rows {
+        build::data_row(out, row);
+    }
+    match command.tag() {
+        "SHOW" => build::command_complete(out, &format!("SHOW {}", rows.len())),
+        tag => build::command_complete(out, tag),
+    }
+}
+
+/// Serves an administrator until they leave.
+pub async fn serve(worker: Rc<Worker>, mut stream: Stream) -> std::io::Result<()> {
+    let mut out = Vec::new();
+    build::authentication_ok(&mut out);
+    let told = [("server_version", "15.0"), ("client_encoding", "UTF8"), ("standard_conforming_strings", "on")];
+    for (name, value) in
+        told.into_iter().chain([("DateStyle", "ISO, MDY"), ("TimeZone", "UTC"), ("integer_datetimes", "on")])
+    {
+        build::parameter_status(&mut out, name.as_bytes(), value.as_bytes());
+    }
+    build::ready(&mut out, b'I');
+    let (mut body, mut prepared, mut portal) = (Vec::new(), HashMap::<Vec<u8>, Command>::new(), Command::Nothing);
+    let mut ignoring = false;
+    loop {
+        stream.write_all(&out).await?;
+        stream.flush().await?;
+        out.clear();
+        let head = read_message(&mut stream, &mut body).await?;
+        let answered: Result<(), Refusal> = match head.tag {
+            b'X' => return Ok(()),
+            b'S' => {
+                ignoring = false;
+                build::ready(&mut out, b'I');
+                continue;
+            }
+            _ if ignoring => continue,
+            b'Q' => {
+                let answered = simple(&worker, &body, &mut out).await;
+                if let Err(refusal) = answered {
+                    refusal.write("ERROR", &mut out);
+                }
+                build::ready(&mut out, b'I');
+                continue;
+            }
+            b'P' => frontend::parse(&body).map_err(malformed).and_then(|parsed| {
+                let command = parse(&String::from_utf8_lossy(parsed.sql))?;
+                prepared.insert(parsed.name.to_vec(), command);
+                build::parse_complete(&mut out);
+                Ok(())
+            }),
+            b'B' => {
+                let name = frontend::bind_head(&body).map(|head| head.statement.to_vec()).unwrap_or_default();
+                portal = prepared.get(&name).copied().unwrap_or(Command::Nothing);
+                build::bind_complete(&mut out);
+                Ok(())
+            }
+            b'D' => frontend::target(&body).map_err(malformed).map(|target| {
+                let command = match target {
+                    Target::Statement(name) => {
+                        build::no_parameters(&mut out);
+                        prepared.get(name).copied().unwrap_or(Command::Nothing)
+                    }
+                    Target::Portal(_) => portal,
+                };
+                match command.columns() {
+                    [] => build::no_data(&mut out),
+                    columns => build::row_description(&mut out, columns),
+                }
+            }),
+            b'E' => rows(&worker, portal).await.map(|rows| write_rows(&mut out, portal, &rows)),
+            b'C' => {
+                build::close_complete(&mut out);
+                Ok(())
+            }
+            b'H' => Ok(()),
+            _ => return Ok(()),
+        };
+        if let Err(refusal) = answered {
+            refusal.write("ERROR", &mut out);
+            ignoring = true;
+        }
+    }
+}
+
+fn malformed(bad: wire::Malformed) -> Refusal {
+    Refusal::protocol("the message is not understood").detail(bad.0)
+}
+
+async fn simple(worker: &Worker, body: &[u8], out: &mut Vec<u8>) -> Result<(), Refusal> {
+    let sql = frontend::query(body).map_err(malformed)?;
+    for part in String::from_utf8_lossy(sql).split(';').filter(|part| !part.trim().is_empty()) {
+        let command = parse(part)?;
+        let rows = rows(worker, command).await?;
+        if !command.columns().is_empty() {
+            build::row_description(out, command.columns());
+        }
+        write_rows(out, command, &rows);
+    }
+    if out.is_empty() {
+        build::empty_query(out);
+    }
+    Ok(())
+}
+
+/// Whether a worker must not start new statements: they are held until RESUME.
+pub fn is_paused(worker: &Worker) -> bool {
+    worker.global.paused.load(SeqCst)
+}

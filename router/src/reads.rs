@@ -1,0 +1,254 @@
+//! Reads on replicas, per worker: what is known of the replicas' positions, and which of them may serve a read.
+//! `routing` decides; this keeps its state and asks the primary for positions when a session needs one.
+
+use crate::config::Config;
+use crate::obtain;
+use crate::server;
+use crate::topology::{NodeAddr, ReplicaUse, Topology};
+use crate::worker::Worker;
+use model::{LagBytes, Lsn, Millis, Moment, NodeId, ReplicaKind, Timeline};
+use routing::balance::{Micros, WEIGHT_DEFAULT};
+use routing::consistency::{Ack, Ask, Health, History, Memory, Need, Replica, Requirement, Sampler, eligible};
+use routing::token::{Point, rounded};
+use routing::{Balancer, Candidate, Catalog, Level, Policy};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// A position's age is told by others, who may not know of its time on the way: this much is added.
+const AGE_MARGIN: Millis = Millis(1000);
+/// After a read for which no replica was far enough, the session reads on the primary for so long before it is tried
+/// again: positions do not come more often.
+const RETRY_AFTER: Millis = Millis(250);
+/// The primary's position, its timeline, and the size of a segment, for `rounded`.
+const POSITION_SQL: &str = "SELECT pg_current_wal_insert_lsn(), \
+    ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint, \
+    pg_size_bytes(current_setting('wal_segment_size'))";
+
+/// What a worker knows.
+pub struct Reads {
+    began: Instant,
+    sampler: Sampler,
+    replicas: Vec<Replica>,
+    addresses: Vec<(NodeId, NodeAddr)>,
+    balancer: Balancer,
+    history: History,
+}
+
+/// What one session remembers for its reads.
+#[derive(Debug, Default)]
+pub struct Reading {
+    memory: Memory,
+    retry_after: Moment,
+}
+
+/// Where a read goes.
+pub enum ReadTarget {
+    /// To this replica.
+    Replica(NodeId, NodeAddr),
+    /// To the primary.
+    Primary,
+    /// The primary's position is wanted first, behind this acknowledgement.
+    Position(Ack),
+}
+
+impl Reads {
+    /// Nothing is known yet.
+    pub fn new(topology: &Topology) -> Reads {
+        let mut reads = Reads {
+            began: Instant::now(),
+            sampler: Sampler::new(topology.epoch),
+            replicas: Vec::new(),
+            addresses: Vec::new(),
+            balancer: Balancer::new(Policy::default()),
+            history: History::default(),
+        };
+        reads.told(topology);
+        reads
+    }
+
+    fn now(&self) -> Moment {
+        Moment(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Takes in news of the servers.
+    pub fn told(&mut self, topology: &Topology) {
+        let now = self.now();
+        if self.sampler.epoch() != topology.epoch {
+            self.sampler.restart(topology.epoch);
+        }
+        let gone: Vec<NodeId> = self.addresses.iter().map(|(node, _)| *node).collect();
+        for node in gone.into_iter().filter(|node| !topology.replicas.iter().any(|replica| replica.id == *node)) {
+            self.balancer.leave(node);
+        }
+        self.replicas.clear();
+        self.addresses.clear();
+        for replica in &topology.replicas {
+            // Without a position there is nothing to hold a read against.
+            let (Some(replayed), Some(timeline)) = (replica.replayed, replica.timeline) else { continue };
+            let age = replica.position_age.unwrap_or(Millis(u64::MAX / 2));
+            self.balancer.join(replica.id, replica.site.clone(), WEIGHT_DEFAULT, now);
+            self.addresses.push((replica.id, replica.addr.clone()));
+            self.replicas.push(Replica {
+                node: replica.id,
+                kind: match replica.usage {
+                    ReplicaUse::Hot => ReplicaKind::Hot,
+                    ReplicaUse::Standby => ReplicaKind::Standby,
+                    ReplicaUse::Delayed => ReplicaKind::Delayed,
+                },
+                health: if replica.healthy { Health::Up } else { Health::Down },
+                epoch: topology.epoch,
+                incarnation: replica.incarnation,
+                position: Point { epoch: topology.epoch, timeline, lsn: replayed },
+                position_taken_after: now.minus(Millis(age.0.saturating_add(AGE_MARGIN.0))),
+                safe_position: None,
+                lag: replica.lag_bytes.unwrap_or(LagBytes(u64::MAX)),
+            });
+        }
+    }
+
+    /// Where the next read of a session goes.
+    pub fn target(&mut self, session: &mut Reading, config: &Config) -> ReadTarget {
+        let now = self.now();
+        if now < session.retry_after || self.replicas.is_empty() {
+            return ReadTarget::Primary;
+        }
+        let requirement = match session.memory.need(config.consistency, &self.sampler, &self.replicas, now) {
+            Need::Primary(_) => return ReadTarget::Primary,
+            Need::Position(ack) => return ReadTarget::Position(ack),
+            Need::Replica(requirement) => {
+                Requirement { lag_max: config.lag_max, epoch: self.sampler.epoch(), ..requirement }
+            }
+        };
+        let fit = |replica: &&Replica| eligible(replica, &requirement, &self.history).is_ok();
+        let candidates: Vec<Candidate> = self
+            .replicas
+            .iter()
+            .filter(fit)
+            .map(|replica| Candidate { node: replica.node, lag: replica.lag })
+            .collect();
+        let random = u64::from_ne_bytes(crate::random());
+        let Some(choice) = self.balancer.choose(&candidates, now, random) else {
+            session.retry_after = now.plus(RETRY_AFTER);
+            return ReadTarget::Primary;
+        };
+        match self.addresses.iter().find(|(node, _)| *node == choice.node) {
+            Some((node, address)) => ReadTarget::Replica(*node, address.clone()),
+            None => ReadTarget::Primary,
+        }
+    }
+
+    /// A request of the session ended on the primary.
+    pub fn on_primary(&mut self, session: &mut Reading) {
+        session.memory.on_primary(&mut self.sampler);
+    }
+
+    /// A read ended on a replica, or failed there.
+    pub fn on_replica(&mut self, session: &mut Reading, node: NodeId, began: Instant, level: Level, failed: bool) {
+        let now = self.now();
+        let took = Micros(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+        self.balancer.finished(node, took, failed, now);
+        if let Some(replica) = self.replicas.iter().find(|replica| replica.node == node) {
+            session.memory.on_replica(replica, level, now);
+        } else if level != Level::Eventual {
+            // It left while it served: how far it was is not known, but the primary is at least as far.
+            session.memory.on_primary(&mut self.sampler);
+        }
+    }
+}
+
+/// Waits until a position behind `ack` is known. `false`: it could not be found out.
+pub async fn position(worker: &Rc<Worker>, database: &str, user: &str, ack: Ack) -> bool {
+    let deadline = Instant::now() + worker.config().connect_timeout;
+    while Instant::now() < deadline {
+        let asked = {
+            let mut reads = worker.reads.borrow_mut();
+            if reads.sampler.position(ack).is_some() {
+                return true;
+            }
+            reads.sampler.ask(ack)
+        };
+        match asked {
+            Ask::Wait => {
+                let _ = tokio::time::timeout_at(deadline.into(), worker.positions.notified()).await;
+            }
+            Ask::Send => loop {
+                let heard = ask(worker, database, user).await;
+                let again = {
+                    let mut reads = worker.reads.borrow_mut();
+                    match heard {
+                        Some(point) => reads.sampler.heard(point),
+                        None => {
+                            reads.sampler.failed();
+                            false
+                        }
+                    }
+                };
+                worker.positions.notify_waiters();
+                if heard.is_none() {
+                    return false;
+                }
+                if !again {
+                    break;
+                }
+            },
+        }
+    }
+    false
+}
+
+async fn ask(worker: &Rc<Worker>, database: &str, user: &str) -> Option<Point> {
+    let epoch = worker.topology().epoch;
+    let limit = worker.config().connect_timeout;
+    tokio::time::timeout(limit, async {
+        let mut server = obtain::obtain(worker, user, || worker.primary_pool(database, user)).await.ok()?;
+        let rows = server::ask(&mut server, POSITION_SQL).await.ok()?;
+        worker.put_back(server);
+        let row = rows.first()?;
+        let text = |index: usize| row.get(index).and_then(Option::as_deref);
+        let (lsn, timeline): (Lsn, u32) = (text(0)?.parse().ok()?, text(1)?.parse().ok()?);
+        let lsn = rounded(lsn, text(2)?.parse().ok()?);
+        Some(Point { epoch, timeline: Timeline(timeline), lsn })
+    })
+    .await
+    .ok()?
+}
+
+/// Reads the catalogue of a database, so that functions and relations are known.
+pub async fn load_catalog(worker: Rc<Worker>, database: String, user: String) {
+    let entry = worker.catalog(&database);
+    let limit = Duration::from_secs(30);
+    let loaded = tokio::time::timeout(limit, async {
+        let find = || worker.primary_pool(&database, &user);
+        let mut server = obtain::obtain(&worker, &user, find).await.ok()?;
+        let mut builder = Catalog::builder();
+        let two = |row: server::Row| -> Option<(String, String)> {
+            let mut values = row.into_iter();
+            Some((values.next()??, values.next()??))
+        };
+        for row in server::ask(&mut server, routing::catalog::FUNCTIONS_SQL).await.ok()? {
+            let (name, volatile) = two(row)?;
+            builder.function(&name, volatile == "t");
+        }
+        for row in server::ask(&mut server, routing::catalog::RELATIONS_SQL).await.ok()? {
+            let (name, why) = two(row)?;
+            builder.relation(&name, &why);
+        }
+        for row in server::ask(&mut server, routing::catalog::DEFINITIONS_SQL).await.ok()? {
+            let (name, text) = two(row)?;
+            builder.definition(&name, &text);
+        }
+        for row in server::ask(&mut server, routing::catalog::OPERATORS_SQL).await.ok()? {
+            if let Some(symbol) = row.into_iter().next().flatten() {
+                builder.operator(&symbol);
+            }
+        }
+        worker.put_back(server);
+        Some(builder.build())
+    });
+    match loaded.await {
+        Ok(Some(catalog)) => entry.put(catalog),
+        Ok(None) | Err(_) => {
+            tracing::warn!(database, "the catalogue could not be read: all statements go to the primary")
+        }
+    }
+}

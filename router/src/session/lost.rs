@@ -1,0 +1,130 @@
+//! What becomes of a client whose server is gone: `routing::failover` decides, this says it in the protocol's words.
+
+use super::Session;
+use crate::refusal::Refusal;
+use routing::failover::{Action, End, Lost, Request, Transaction, verdict};
+use std::time::{Duration, Instant};
+use wire::{backend, build};
+
+/// Before a request is sent again to a server that said that it is not the one to ask.
+const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+
+impl Session {
+    /// Takes in that the server is gone. Whether the client can be kept.
+    pub(super) fn server_lost(&mut self, why: &str) -> bool {
+        self.server = None;
+        if let Some((node, _)) = self.replica.take() {
+            self.read_failed(node);
+            self.primary_only = true;
+        }
+        *self.entry.running.borrow_mut() = None;
+        let fatal = self.exchange.take_fatal();
+        let said = fatal.as_deref().map(backend::error_fields).unwrap_or_default();
+        let end = match said.sqlstate.as_str() {
+            "57P01" => End::Terminated,
+            "25006" | "57P03" => End::Refused,
+            _ => End::Silent,
+        };
+        let request = match self.exchange.unanswered() {
+            Request::None if self.unread => Request::NotSent,
+            other => other,
+        };
+        let lost = Lost {
+            transaction: self.exchange.transaction(),
+            request,
+            answered: self.exchange.answered(),
+            end,
+            pinned: self.exchange.state().is_pinned(),
+            retries: self.retries,
+            kept: self.keeping && !self.kept.is_empty(),
+        };
+        let (action, rule) = verdict(&lost);
+        tracing::info!(rule, ?action, ?lost, why, "a client's server was lost");
+        if self.exchange.mid_message() {
+            return false;
+        }
+        let detail = if said.message.is_empty() { why.to_owned() } else { said.message };
+        let in_transaction = lost.transaction != Transaction::None;
+        match action {
+            Action::Silent => self.exchange.server_lost(&mut self.statements),
+            Action::SendAgain if lost.request == Request::NotSent => self.exchange.server_lost(&mut self.statements),
+            Action::SendAgain => self.send_again(),
+            Action::SayGone => {
+                self.exchange.server_lost(&mut self.statements);
+                let gone = Refusal::session_lost("the server that held this session's state was lost").detail(detail);
+                self.refuse_next(|out| gone.write("ERROR", out));
+            }
+            Action::Aborted => {
+                let lost = Refusal::transaction_lost("the server was lost before the end of the transaction");
+                self.fail(&lost.detail(format!("{detail} ({rule})")), in_transaction);
+            }
+            Action::Unknown => {
+                let unknown = Refusal::outcome_unknown("the server was lost before it answered");
+                self.fail(&unknown.detail(format!("{detail} ({rule})")), false);
+            }
+            Action::RolledBack => {
+                self.exchange.answer_rollback(&mut self.outbox);
+                self.exchange.server_lost(&mut self.statements);
+            }
+        }
+        true
+    }
+
+    /// The server said that it is not the one to ask, and did nothing. The request is held until there is news of the
+    /// servers, or tried again after a moment, for as long as statements are held.
+    pub(super) fn send_again_later(&mut self) {
+        let now = Instant::now();
+        let until = *self.held_until.get_or_insert_with(|| now + self.worker.config().hold_max);
+        let retries = self.retries;
+        self.send_again();
+        self.retries = retries;
+        if now < until {
+            self.pause_until = Some(now + REFUSED_PAUSE);
+        } else {
+            let refusal = Refusal::no_primary("no server took the statement in time");
+            self.refuse_next(|out| refusal.write("ERROR", out));
+        }
+    }
+
+    /// Sends the request again, to whatever server is right now.
+    pub(super) fn send_again(&mut self) {
+        self.retries += 1;
+        self.server = None;
+        *self.entry.running.borrow_mut() = None;
+        self.exchange.server_lost(&mut self.statements);
+        let rest = std::mem::take(&mut self.inbox);
+        self.inbox = std::mem::take(&mut self.kept);
+        self.inbox.extend_from_slice(&rest);
+        self.unread = true;
+        self.pool = None;
+    }
+
+    /// Answers everything that is due with an error; `in_transaction` where the client has to end its transaction first.
+    fn fail(&mut self, refusal: &Refusal, in_transaction: bool) {
+        let (due, open) = self.exchange.due();
+        let status = if in_transaction { b'E' } else { b'I' };
+        for _ in 0..due {
+            refusal.write("ERROR", &mut self.outbox);
+            build::ready(&mut self.outbox, status);
+        }
+        self.exchange.server_lost(&mut self.statements);
+        match (in_transaction, open, due) {
+            (true, true, _) => {
+                refusal.write("ERROR", &mut self.outbox);
+                self.exchange.orphan_to_sync();
+            }
+            (true, false, 0) => {
+                // Nothing was asked: the next statement is told.
+                self.refusal.clear();
+                refusal.write("ERROR", &mut self.refusal);
+                self.exchange.orphan_untold();
+            }
+            (true, false, _) => self.exchange.orphan(),
+            (false, true, _) => {
+                refusal.write("ERROR", &mut self.outbox);
+                self.exchange.pass_over_segment();
+            }
+            (false, false, _) => {}
+        }
+    }
+}

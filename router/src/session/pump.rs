@@ -1,0 +1,209 @@
+//! Carrying bytes from one side to the other, through the exchange.
+
+use super::{Session, Turn, lexing};
+use crate::exchange::{Answered, Context as Reading, LocalContext, Stop};
+use crate::prepared::Judge;
+use crate::worker::Scratch;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use wire::build;
+
+/// Answers that a client does not fetch, before its further messages are left unread.
+const OUTBOX_BYTES_MAX: usize = 1 << 20;
+/// Room that a read finds at least behind bytes that wait for their end.
+const READ_BYTES_MIN: usize = 16 << 10;
+/// Longest request that is kept in order to be sent again.
+const KEPT_BYTES_MAX: usize = 16 << 10;
+
+impl Session {
+    /// Carries what the server sent to the client; whether there was anything.
+    pub(super) fn pump_server(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<bool, Turn> {
+        let lost = |error: std::io::Error| Turn::ServerLost(error.to_string());
+        let Some(server) = self.server.as_mut() else { return Ok(false) };
+        if !server.outbox.is_empty()
+            && let Poll::Ready(sent) = server.stream.poll_rest(context, &mut server.outbox)
+        {
+            sent.map_err(lost)?;
+        }
+        // A client that does not fetch its rows is not read for: the server waits with us.
+        if !self.outbox.is_empty() {
+            return Ok(false);
+        }
+        let kept = server.inbox.len();
+        make_room(&mut scratch.input, kept);
+        let read = match server.stream.poll_read(context, &mut scratch.input[kept..]) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0)) => return Err(Turn::ServerLost("the server closed the connection".into())),
+            Poll::Ready(Ok(read)) => read,
+            Poll::Ready(Err(error)) => return Err(lost(error)),
+        };
+        scratch.input[..kept].copy_from_slice(&server.inbox);
+        server.inbox.clear();
+        let input = &scratch.input[..kept + read];
+        let out = &mut scratch.to_client;
+        out.clear();
+        let used = self.exchange.server_bytes(input, out);
+        if !out.is_empty() {
+            self.client.send(context, out, input, &mut self.outbox).map_err(|_| Turn::End)?;
+        }
+        match used {
+            Ok(used) => server.inbox.extend_from_slice(&input[used..]),
+            Err(desync) => {
+                tracing::error!(problem = desync.0, "a server connection is out of step and is closed");
+                return Err(Turn::ServerLost(desync.0));
+            }
+        }
+        self.after_answers();
+        Ok(true)
+    }
+
+    /// Takes in what the answers told beside their contents.
+    fn after_answers(&mut self) {
+        let Some(server) = self.server.as_mut() else { return };
+        if self.exchange.unsettled() {
+            self.exchange.settle(&mut self.statements, Some(&mut server.statements));
+        }
+        if self.exchange.has_reported() {
+            let reported = Arc::make_mut(&mut server.reported);
+            reported.extend(self.exchange.take_reported());
+            self.lexing = lexing(reported);
+        }
+        if self.exchange.take_all_deallocated() {
+            server.statements.clear();
+            self.statements.clear();
+        }
+        if self.exchange.take_catalog_changed() {
+            self.catalog.expire();
+        }
+        if self.exchange.take_refused().is_some() {
+            match self.replica.take() {
+                Some((node, _)) => {
+                    self.read_failed(node);
+                    self.send_again();
+                    self.primary_only = true;
+                }
+                None => self.send_again_later(),
+            }
+        }
+    }
+
+    /// Carries what the client sent to the server; whether there was anything.
+    pub(super) fn pump_client(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<bool, Turn> {
+        let blocked = self.server.as_ref().is_some_and(|server| !server.outbox.is_empty());
+        if blocked || self.outbox.len() > OUTBOX_BYTES_MAX {
+            return Ok(false);
+        }
+        let kept = self.inbox.len();
+        make_room(&mut scratch.input, kept);
+        let mut read = 0;
+        if !self.unread {
+            read = match self.client.poll_read(context, &mut scratch.input[kept..]) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(0) | Err(_)) => return Err(Turn::End),
+                Poll::Ready(Ok(read)) => read,
+            };
+        }
+        scratch.input[..kept].copy_from_slice(&self.inbox);
+        self.inbox.clear();
+        if self.exchange.is_local() {
+            return self.answer_locally(kept + read, context, scratch);
+        }
+        let Scratch { input, to_server, to_client } = scratch;
+        let input = &input[..kept + read];
+        to_server.clear();
+        to_client.clear();
+        if self.server.is_none() && !self.take_server(input)? {
+            return Ok(true);
+        }
+        let (all, mut input) = (input, input);
+        if self.replica.is_some() && !self.exchange.mid_request() {
+            match self.replica_share(all) {
+                Some(share) => input = &all[..share],
+                None => {
+                    self.inbox.extend_from_slice(all);
+                    self.unread = true;
+                    self.leaving = true;
+                    let free = self.exchange.at_rest();
+                    self.release_if_free();
+                    return Ok(free);
+                }
+            }
+        }
+        self.unread = input.len() < all.len();
+        let Some(server) = self.server.as_mut() else { return Ok(true) };
+        let settings = self.exchange.state().settings();
+        if self.exchange.at_rest() && !Arc::ptr_eq(&server.settings, settings) {
+            match settings.difference(&server.settings) {
+                Some(sql) => {
+                    server.settings = settings.clone();
+                    to_server.add(|own| build::query(own, &sql));
+                    self.exchange.inject();
+                }
+                None => self.exchange.state_mut().share_settings(&server.settings),
+            }
+        }
+        let catalog = self.catalog.get();
+        let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
+        let (client, known) = (&mut self.statements, &mut server.statements);
+        let mut interner = self.worker.interner.borrow_mut();
+        let mut reading = Reading { client, server: known, interner: &mut interner, judge };
+        let done = self.exchange.client_bytes(input, &mut reading, to_server, to_client);
+        drop(interner);
+        let sent = server.stream.send(context, to_server, input, &mut server.outbox);
+        if !to_client.is_empty() {
+            self.client.send(context, to_client, &[], &mut self.outbox).map_err(|_| Turn::End)?;
+        }
+        let (used, stop) = done.map_err(|malformed| Turn::Malformed(malformed.0))?;
+        self.inbox.extend_from_slice(&all[used..]);
+        self.keep(&input[..used]);
+        sent.map_err(|error| Turn::ServerLost(error.to_string()))?;
+        match stop {
+            Stop::Terminate => Err(Turn::End),
+            Stop::More | Stop::Boundary => Ok(true),
+        }
+    }
+
+    /// Keeps the bytes of a request that may have to be sent again.
+    fn keep(&mut self, bytes: &[u8]) {
+        if !self.keeping {
+            return;
+        }
+        if self.exchange.status() != b'I' || self.kept.len() + bytes.len() > KEPT_BYTES_MAX {
+            self.keeping = false;
+            self.kept.clear();
+        } else {
+            self.kept.extend_from_slice(bytes);
+        }
+        self.exchange.set_may_retry(self.keeping);
+    }
+
+    fn answer_locally(&mut self, bytes: usize, task: &mut Context<'_>, scratch: &mut Scratch) -> Result<bool, Turn> {
+        let Scratch { input, to_client, .. } = scratch;
+        let input = &input[..bytes];
+        to_client.clear();
+        let catalog = self.catalog.get();
+        let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
+        let mut interner = self.worker.interner.borrow_mut();
+        let (refusal, statements) = (self.refusal.as_slice(), &mut self.statements);
+        let mut context = LocalContext { refusal, statements, interner: &mut interner, judge };
+        let done = self.exchange.answer_locally(input, &mut context, to_client);
+        drop(interner);
+        let (used, answered) = done.map_err(|malformed| Turn::Malformed(malformed.0))?;
+        self.inbox.extend_from_slice(&input[used..]);
+        self.unread = answered == Answered::Done && !self.inbox.is_empty();
+        if !to_client.is_empty() {
+            self.client.send(task, to_client, &[], &mut self.outbox).map_err(|_| Turn::End)?;
+        }
+        match answered {
+            Answered::Terminate => Err(Turn::End),
+            Answered::More | Answered::Done => Ok(true),
+        }
+    }
+}
+
+/// Makes the worker's buffer large enough for `kept` bytes and a read.
+fn make_room(input: &mut Vec<u8>, kept: usize) {
+    if input.len() < kept + READ_BYTES_MIN {
+        input.resize(kept + kept.max(READ_BYTES_MIN), 0);
+    }
+}

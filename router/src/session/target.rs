@@ -1,0 +1,187 @@
+//! Which server the next request goes to.
+
+use super::{Session, Turn};
+use crate::config::PoolMode;
+use crate::exchange;
+use crate::pool::{Pool, Purpose};
+use crate::prepared::Judge;
+use crate::reads::ReadTarget;
+use routing::route::Traced;
+use routing::{Class, Effect, Route};
+use std::rc::Rc;
+use std::time::Instant;
+use wire::frame::{HEADER_BYTES, client_header};
+use wire::frontend;
+
+impl Session {
+    /// The pool that the next statement is to be served from.
+    fn target(&mut self) -> Option<Rc<Pool>> {
+        if crate::admin::is_paused(&self.worker) {
+            return None;
+        }
+        let generation = self.worker.generation();
+        if let Some((known, pool)) = &self.pool
+            && *known == generation
+        {
+            return Some(pool.clone());
+        }
+        let pool = self.worker.primary_pool(&self.entry.database, &self.entry.user)?;
+        self.pool = Some((generation, pool.clone()));
+        Some(pool)
+    }
+
+    /// Takes a server for what the client sent. Whether there is one now; otherwise the bytes are kept.
+    pub(super) fn take_server(&mut self, input: &[u8]) -> Result<bool, Turn> {
+        match exchange::first_message(input) {
+            Err(malformed) => return Err(Turn::Malformed(malformed.0)),
+            Ok(Some(b'X')) => return Err(Turn::End),
+            Ok(None) => {
+                // Nobody waits for a slow sender: a server is taken once there is something for it.
+                self.inbox.extend_from_slice(input);
+                self.unread = false;
+                return Ok(false);
+            }
+            Ok(Some(_)) => {}
+        }
+        let free = match self.pause_until {
+            Some(_) => None,
+            None => match self.read_target(input) {
+                ReadTarget::Primary => self.target().and_then(|pool| pool.take()),
+                ReadTarget::Replica(node, addr) => {
+                    let pool = self.worker.replica_pool(&self.entry.database, &self.entry.user, addr.clone());
+                    let server = pool.take();
+                    match &server {
+                        Some(_) => self.replica = Some((node, Instant::now())),
+                        None => self.wanted = Some((node, addr)),
+                    }
+                    server
+                }
+                ReadTarget::Position(ack) => {
+                    self.inbox.extend_from_slice(input);
+                    self.unread = true;
+                    return Err(Turn::Position(ack));
+                }
+            },
+        };
+        match free {
+            Some(server) => {
+                self.attach(server);
+                Ok(true)
+            }
+            None => {
+                self.inbox.extend_from_slice(input);
+                self.unread = true;
+                Err(Turn::Acquire)
+            }
+        }
+    }
+
+    /// Where the request at the front of `input` may be read.
+    fn read_target(&mut self, input: &[u8]) -> ReadTarget {
+        let config = self.worker.global.config.load();
+        let split = config.split
+            && !crate::admin::is_paused(&self.worker)
+            && self.mode == PoolMode::Transaction
+            && !self.primary_only;
+        self.limit = if split { self.only_reads(input) } else { None };
+        if self.limit.is_none() {
+            return ReadTarget::Primary;
+        }
+        self.worker.reads.borrow_mut().target(&mut self.reading, &config)
+    }
+
+    /// How much of `input` a replica may be given now; `None` where it must be given up first.
+    pub(super) fn replica_share(&mut self, input: &[u8]) -> Option<usize> {
+        // One request after the other: what a request is for depends on where the one before it led.
+        if !self.exchange.quiet() {
+            return None;
+        }
+        if self.exchange.status() != b'I' {
+            return Some(first_request(input).unwrap_or(input.len()));
+        }
+        match self.limit.take() {
+            Some(limit) => Some(limit),
+            None => self.only_reads(input),
+        }
+    }
+
+    /// The length of the request at the front of `input`, a query or a segment up to its Sync, where it is all there and
+    /// a replica may run it.
+    pub(super) fn only_reads(&self, input: &[u8]) -> Option<usize> {
+        let catalog = self.catalog.get();
+        let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
+        let session = self.exchange.state().for_routing();
+        let fits = |route: &Route| {
+            let begins = |effect: &Effect| matches!(effect, Effect::Begin(modes) if modes.read_only == Some(true));
+            let harmless = |traced: &Traced| traced.effect == Effect::CopyOut;
+            match route.decide(&session).0 {
+                Class::Read => route.effects.iter().all(harmless),
+                Class::Transaction => route.parts == 1 && matches!(&*route.effects, [only] if begins(&only.effect)),
+                Class::Write | Class::Session => false,
+            }
+        };
+        let (mut rest, mut parsed) = (input, None);
+        while let Ok(Some(head)) = client_header(rest) {
+            let body = rest.get(HEADER_BYTES..head.total())?;
+            let end = input.len() - rest.len() + head.total();
+            let fit = match head.tag {
+                b'Q' => return frontend::query(body).is_ok_and(|sql| fits(&judge.route(sql))).then_some(end),
+                b'S' => return Some(end),
+                b'P' => frontend::parse(body).is_ok_and(|parse| {
+                    let fit = fits(&judge.route(parse.sql));
+                    parsed = parse.name.is_empty().then_some(fit);
+                    fit
+                }),
+                b'B' => frontend::bind_head(body).is_some_and(|head| match head.statement {
+                    b"" => parsed == Some(true),
+                    // One that this segment makes was judged above; one that is unknown cannot be.
+                    name => self.statements.get(name).is_none_or(|known| fits(&known.route(&judge))),
+                }),
+                b'D' | b'E' | b'C' | b'H' => true,
+                _ => false,
+            };
+            if !fit {
+                return None;
+            }
+            rest = &rest[head.total()..];
+        }
+        None
+    }
+
+    /// A request ended where it was served: what the next read must see.
+    pub(super) fn remember_read(&mut self) {
+        let config = self.worker.global.config.load();
+        if !config.split {
+            return;
+        }
+        let mut reads = self.worker.reads.borrow_mut();
+        match self.replica.take() {
+            Some((node, began)) => reads.on_replica(&mut self.reading, node, began, config.consistency, false),
+            None => reads.on_primary(&mut self.reading),
+        }
+    }
+
+    /// Whether the attached server belongs to a primacy that is over. Nothing may be written there any more.
+    pub(super) fn server_is_of_the_past(&self) -> bool {
+        let Some(server) = &self.server else { return false };
+        match server.slot.pool().key.purpose {
+            Purpose::Write(epoch) => epoch != self.worker.topology().epoch,
+            Purpose::Read => false,
+        }
+    }
+}
+
+/// The length of the request at the front of `input`, where it is all there.
+fn first_request(input: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Ok(Some(head)) = client_header(&input[at..]) {
+        at += head.total();
+        if at > input.len() {
+            return None;
+        }
+        if matches!(head.tag, b'Q' | b'S' | b'F') {
+            return Some(at);
+        }
+    }
+    None
+}

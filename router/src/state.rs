@@ -1,0 +1,426 @@
+//! What a client's statements did to its session: settings that follow it, and things that cannot follow and so pin it
+//! to its server (rules P-8 to P-11, section 3.3). Pure: told of every effect that came true.
+
+use crate::settings::{Settings, literal};
+use routing::route::{Bytes, Discard, Isolation, Modes, Untracked, Value};
+use routing::{Effect, Standing};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Why a client keeps its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pin {
+    /// A temporary object.
+    Temp,
+    /// A cursor WITH HOLD.
+    HoldCursor,
+    /// A session advisory lock.
+    AdvisoryLock,
+    /// LISTEN.
+    Listen,
+    /// A statement prepared by SQL.
+    SqlPrepare,
+    /// State that cannot be followed: `LOAD`, `setseed`, a `DO` block, ...
+    Untracked,
+}
+
+impl Pin {
+    /// The word shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Pin::Temp => "temporary object",
+            Pin::HoldCursor => "cursor with hold",
+            Pin::AdvisoryLock => "session advisory lock",
+            Pin::Listen => "listen",
+            Pin::SqlPrepare => "sql prepare",
+            Pin::Untracked => "untracked state",
+        }
+    }
+}
+
+/// What is to be done beyond the session itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consequence {
+    /// None.
+    Nothing,
+    /// The server forgot all prepared statements, and the client means all of its own to be gone.
+    AllDeallocated,
+    /// Functions, tables or roles changed.
+    CatalogChanged,
+}
+
+/// The state of one session.
+#[derive(Debug)]
+pub struct State {
+    /// What the client asked for with its first message; `RESET` leads back to it.
+    startup: Arc<Settings>,
+    /// As of now, inside the transaction.
+    settings: Arc<Settings>,
+    /// As of the last commit.
+    committed: Arc<Settings>,
+    savepoints: Vec<(Bytes, Arc<Settings>)>,
+    /// A statement failed since the last ReadyForQuery.
+    failed: bool,
+    standing: Standing,
+    /// The transaction is SERIALIZABLE by its own word.
+    serializable: bool,
+    temp: bool,
+    cursors: BTreeSet<Box<[u8]>>,
+    advisory: bool,
+    listening: bool,
+    prepared: BTreeSet<Box<[u8]>>,
+    untracked: bool,
+}
+
+impl State {
+    /// A session that has done nothing yet.
+    pub fn new(startup: Arc<Settings>) -> State {
+        State {
+            settings: startup.clone(),
+            committed: startup.clone(),
+            startup,
+            savepoints: Vec::new(),
+            failed: false,
+            standing: Standing::Idle,
+            serializable: false,
+            temp: false,
+            cursors: BTreeSet::new(),
+            advisory: false,
+            listening: false,
+            prepared: BTreeSet::new(),
+            untracked: false,
+        }
+    }
+
+    /// The settings that a server must have for it.
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// The settings that are left when the transaction is rolled back.
+    pub fn committed(&self) -> &Arc<Settings> {
+        &self.committed
+    }
+
+    /// A server was found that has equal settings: one copy of them is enough, and compares faster.
+    pub fn share_settings(&mut self, equal: &Arc<Settings>) {
+        if self.committed == self.settings {
+            self.committed = equal.clone();
+        }
+        self.settings = equal.clone();
+    }
+
+    /// Whether it may be given another server between transactions.
+    pub fn is_pinned(&self) -> bool {
+        self.temp
+            || self.advisory
+            || self.listening
+            || self.untracked
+            || !self.cursors.is_empty()
+            || !self.prepared.is_empty()
+    }
+
+    /// Why it may not.
+    pub fn pins(&self) -> Vec<Pin> {
+        let all = [
+            (Pin::Temp, self.temp),
+            (Pin::HoldCursor, !self.cursors.is_empty()),
+            (Pin::AdvisoryLock, self.advisory),
+            (Pin::Listen, self.listening),
+            (Pin::SqlPrepare, !self.prepared.is_empty()),
+            (Pin::Untracked, self.untracked),
+        ];
+        all.into_iter().filter_map(|(pin, holds)| holds.then_some(pin)).collect()
+    }
+
+    /// Whether SQL's `PREPARE` made a statement of this name.
+    pub fn has_prepared(&self, name: &[u8]) -> bool {
+        self.prepared.contains(name)
+    }
+
+    /// Its server is gone, and everything that lived there.
+    pub fn server_lost(&mut self) {
+        self.temp = false;
+        self.advisory = false;
+        self.listening = false;
+        self.untracked = false;
+        self.cursors.clear();
+        self.prepared.clear();
+        self.roll_back();
+        self.standing = Standing::Idle;
+        self.serializable = false;
+    }
+
+    /// What bears on where its next statement may run.
+    pub fn for_routing(&self) -> routing::Session {
+        let by_default = self.settings.0.get("default_transaction_isolation");
+        let serializable = self.serializable || by_default.is_some_and(|value| value.contains("serializable"));
+        routing::Session { standing: self.standing, serializable, pinned: self.is_pinned(), route: None }
+    }
+
+    /// A statement failed: what the others of its implicit transaction did is undone with it.
+    pub fn failed(&mut self) {
+        self.failed = true;
+    }
+
+    /// ReadyForQuery came with this state of the transaction.
+    pub fn ready(&mut self, status: u8) {
+        if status == b'I' {
+            if self.failed {
+                self.roll_back();
+            } else {
+                self.committed = self.settings.clone();
+            }
+            self.savepoints.clear();
+            self.standing = Standing::Idle;
+            self.serializable = false;
+        }
+        self.failed = false;
+    }
+
+    fn roll_back(&mut self) {
+        self.settings = self.committed.clone();
+        self.savepoints.clear();
+    }
+
+    /// An effect came true; `tag` is the server's word for the statement.
+    pub fn apply(&mut self, effect: &Effect, tag: &[u8]) -> Consequence {
+        match effect {
+            Effect::Begin(modes) => self.begin(*modes),
+            Effect::SetTransaction { modes, .. } => self.modes(*modes),
+            Effect::SetCharacteristics(modes) => self.characteristics(*modes),
+            // A transaction that failed before is rolled back by COMMIT, and only the tag says so.
+            Effect::Commit { .. } if tag.starts_with(b"ROLLBACK") => self.roll_back(),
+            Effect::Commit { .. } => {
+                self.committed = self.settings.clone();
+                self.savepoints.clear();
+            }
+            Effect::Rollback { .. } => self.roll_back(),
+            Effect::Savepoint(name) => self.savepoints.push((name.clone(), self.settings.clone())),
+            Effect::RollbackTo(name) => {
+                if let Some(place) = self.savepoints.iter().rposition(|(known, _)| known == name) {
+                    self.savepoints.truncate(place + 1);
+                    self.settings = self.savepoints[place].1.clone();
+                }
+                self.failed = false;
+            }
+            Effect::Release(name) => {
+                if let Some(place) = self.savepoints.iter().rposition(|(known, _)| known == name) {
+                    self.savepoints.truncate(place);
+                }
+            }
+            Effect::Set { name, value, local: false } => self.set(name, value),
+            Effect::Reset(name) => self.reset(name.as_ref()),
+            Effect::Discard(what) => return self.discard(*what),
+            Effect::Prepare { name, .. } => {
+                self.prepared.insert(name.0.clone());
+            }
+            Effect::Deallocate(Some(name)) => {
+                self.prepared.remove(&name.0);
+            }
+            Effect::Deallocate(None) => {
+                self.prepared.clear();
+                return Consequence::AllDeallocated;
+            }
+            Effect::Declare { name, hold: true } => {
+                self.cursors.insert(name.0.clone());
+            }
+            Effect::Close(Some(name)) => {
+                self.cursors.remove(&name.0);
+            }
+            Effect::Close(None) => self.cursors.clear(),
+            Effect::Listen(_) => self.listening = true,
+            Effect::Unlisten(None) => self.listening = false,
+            Effect::TempObject => self.temp = true,
+            Effect::AdvisoryLock => self.advisory = true,
+            Effect::AdvisoryUnlockAll => self.advisory = false,
+            Effect::Untracked(
+                Untracked::Load | Untracked::Seed | Untracked::DoBlock | Untracked::SetConfig | Untracked::Unreadable,
+            ) => self.untracked = true,
+            Effect::CatalogChanged => return Consequence::CatalogChanged,
+            // How many locks one statement took is not known, nor which channels are left: the pin stays.
+            Effect::AdvisoryUnlock | Effect::Unlisten(Some(_)) => {}
+            // These end with the transaction, in which the client keeps its server anyhow, or leave nothing behind.
+            Effect::Set { local: true, .. }
+            | Effect::PrepareTransaction
+            | Effect::FinishPrepared { .. }
+            | Effect::Show(_)
+            | Effect::Execute { .. }
+            | Effect::Declare { hold: false, .. }
+            | Effect::Notify(_)
+            | Effect::CopyIn
+            | Effect::CopyOut
+            | Effect::ExplainRoute(_) => {}
+        }
+        Consequence::Nothing
+    }
+
+    fn begin(&mut self, modes: Modes) {
+        if self.standing == Standing::Idle {
+            let by_default = self.settings.0.get("default_transaction_read_only");
+            let read_only = by_default.is_some_and(|value| matches!(value.trim_matches('\''), "on" | "true" | "1"));
+            self.standing = if read_only { Standing::ReadOnly } else { Standing::ReadWrite };
+        }
+        self.modes(modes);
+    }
+
+    fn modes(&mut self, modes: Modes) {
+        match modes.read_only {
+            Some(true) => self.standing = Standing::ReadOnly,
+            Some(false) => self.standing = Standing::ReadWrite,
+            None => {}
+        }
+        if let Some(level) = modes.isolation {
+            self.serializable = level == Isolation::Serializable;
+        }
+    }
+
+    fn characteristics(&mut self, modes: Modes) {
+        let settings = Arc::make_mut(&mut self.settings);
+        let mut put = |name: &str, value: &str| settings.0.insert(name.to_owned(), literal(value));
+        if let Some(read_only) = modes.read_only {
+            put("default_transaction_read_only", if read_only { "on" } else { "off" });
+        }
+        if let Some(deferrable) = modes.deferrable {
+            put("default_transaction_deferrable", if deferrable { "on" } else { "off" });
+        }
+        if let Some(level) = modes.isolation {
+            let word = match level {
+                Isolation::ReadUncommitted => "read uncommitted",
+                Isolation::ReadCommitted => "read committed",
+                Isolation::RepeatableRead => "repeatable read",
+                Isolation::Serializable => "serializable",
+            };
+            put("default_transaction_isolation", word);
+        }
+    }
+
+    fn set(&mut self, name: &Bytes, value: &Value) {
+        let (Ok(key), Some(written)) = (std::str::from_utf8(&name.0), written(value)) else {
+            // A name or value that we cannot repeat cannot follow.
+            self.untracked |= !matches!(value, Value::Default);
+            return;
+        };
+        // Settings of the transaction itself end with it.
+        if matches!(key, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable") {
+            return;
+        }
+        match written {
+            Some(text) => {
+                Arc::make_mut(&mut self.settings).0.insert(key.to_owned(), text);
+            }
+            None => self.reset(Some(name)),
+        }
+    }
+
+    fn reset(&mut self, name: Option<&Bytes>) {
+        let Some(name) = name else {
+            self.settings = self.startup.clone();
+            return;
+        };
+        let Ok(key) = std::str::from_utf8(&name.0) else { return };
+        let settings = Arc::make_mut(&mut self.settings);
+        match self.startup.0.get(key) {
+            Some(value) => {
+                settings.0.insert(key.to_owned(), value.clone());
+            }
+            None => {
+                settings.0.remove(key);
+            }
+        }
+    }
+
+    fn discard(&mut self, what: Discard) -> Consequence {
+        match what {
+            Discard::Plans | Discard::Sequences => Consequence::Nothing,
+            Discard::Temp => {
+                self.temp = false;
+                Consequence::Nothing
+            }
+            Discard::All => {
+                self.server_lost();
+                self.settings = self.startup.clone();
+                Consequence::AllDeallocated
+            }
+        }
+    }
+}
+
+/// A value as it is written in a `SET`; inner `None` for the default, outer `None` where it is not text.
+fn written(value: &Value) -> Option<Option<String>> {
+    Some(match value {
+        Value::Default => None,
+        Value::Plain(bytes) => Some(literal(std::str::from_utf8(&bytes.0).ok()?)),
+        Value::Raw(bytes) => Some(std::str::from_utf8(&bytes.0).ok()?.to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use routing::{Catalog, Lexing, analyse};
+
+    /// Plays statements that all succeed, each with the transaction's state after it; `!` before a statement makes it
+    /// fail. What the settings are in the end.
+    fn play(script: &[(&str, u8)]) -> State {
+        let mut state = State::new(Arc::new(Settings([("timezone".into(), "'UTC'".into())].into())));
+        for (sql, status) in script {
+            match sql.strip_prefix('!') {
+                Some(_) => state.failed(),
+                None => {
+                    for traced in analyse(sql.as_bytes(), Lexing::default(), &Catalog::cold()).effects {
+                        state.apply(&traced.effect, b"");
+                    }
+                }
+            }
+            state.ready(*status);
+        }
+        state
+    }
+
+    fn check(script: &[(&str, u8)], expected: &str) {
+        let state = play(script);
+        let found: Vec<_> = state.settings().0.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(found.join(" "), expected, "{script:?}");
+    }
+
+    #[test]
+    fn settings_follow_what_was_committed() {
+        check(&[("SET search_path TO a, b", b'I')], "search_path=a, b timezone='UTC'");
+        check(&[("SET work_mem = '4MB'", b'I'), ("RESET work_mem", b'I')], "timezone='UTC'");
+        check(&[("SET timezone TO 'CET'", b'I'), ("RESET ALL", b'I')], "timezone='UTC'");
+        check(&[("SET timezone TO 'CET'", b'I'), ("SET timezone TO DEFAULT", b'I')], "timezone='UTC'");
+        check(&[("BEGIN", b'T'), ("SET a.b = 1", b'T'), ("ROLLBACK", b'I')], "timezone='UTC'");
+        check(&[("BEGIN", b'T'), ("SET a.b = 1", b'T'), ("COMMIT", b'I')], "a.b='1' timezone='UTC'");
+        check(&[("BEGIN", b'T'), ("SET LOCAL a.b = 1", b'T'), ("COMMIT", b'I')], "timezone='UTC'");
+        let savepoint: &[(&str, u8)] = &[
+            ("BEGIN", b'T'),
+            ("SET a.b = 1", b'T'),
+            ("SAVEPOINT s", b'T'),
+            ("SET a.b = 2", b'T'),
+            ("!SELECT 1/0", b'E'),
+            ("ROLLBACK TO s", b'T'),
+            ("COMMIT", b'I'),
+        ];
+        check(savepoint, "a.b='1' timezone='UTC'");
+        check(&[("!SET a.b = 1", b'I')], "timezone='UTC'");
+    }
+
+    #[test]
+    fn what_cannot_follow_pins_until_it_is_gone() {
+        let cases: &[(&str, Pin, &str)] = &[
+            ("CREATE TEMP TABLE t (a int)", Pin::Temp, "DISCARD TEMP"),
+            ("SELECT pg_advisory_lock(1)", Pin::AdvisoryLock, "SELECT pg_advisory_unlock_all()"),
+            ("LISTEN news", Pin::Listen, "UNLISTEN *"),
+            ("PREPARE p AS SELECT 1", Pin::SqlPrepare, "DEALLOCATE p"),
+            ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", Pin::HoldCursor, "CLOSE c"),
+            ("LOAD 'auto_explain'", Pin::Untracked, "DISCARD ALL"),
+        ];
+        for (sql, pin, release) in cases {
+            assert_eq!(play(&[(sql, b'I')]).pins(), [*pin], "{sql}");
+            assert!(!play(&[(sql, b'I'), (release, b'I')]).is_pinned(), "{sql}; {release}");
+            assert!(!play(&[(sql, b'I'), ("DISCARD ALL", b'I')]).is_pinned(), "{sql}; DISCARD ALL");
+        }
+        assert!(play(&[("SELECT pg_advisory_lock(1)", b'I'), ("SELECT pg_advisory_unlock(1)", b'I')]).is_pinned());
+    }
+}

@@ -1,0 +1,60 @@
+//! The console, by psql and by a driver.
+
+use crate::harness::{Front, Server, config, one, sqlstate, try_one, wait_for};
+use std::time::Duration;
+
+async fn front(server: &Server) -> (Front, tokio_postgres::Client) {
+    let admins = vec!["postgres".to_owned()];
+    let front = Front::start(server.topology(1), router::Config { admins, ..config(2) }).await;
+    let mut options = front.options();
+    options.dbname("stemma");
+    let console = front.client_with(&options).await.expect("an administrator");
+    (front, console)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_tells_who_is_there_and_why_servers_are_kept() {
+    let server = Server::new();
+    let (front, console) = front(&server).await;
+    let client = front.client().await;
+    client.batch_execute("CREATE TEMP TABLE t (a int)").await.expect("made");
+    let pins = console.query("SHOW PINS", &[]).await.expect("by the extended protocol");
+    assert_eq!(pins.len(), 1);
+    assert_eq!(pins[0].get::<_, String>("reasons"), "temporary object");
+    let pools = console.simple_query("SHOW POOLS").await.expect("by the simple one");
+    assert!(format!("{pools:?}").contains("write (epoch 1)"), "{pools:?}");
+    assert_eq!(one(&console, "SHOW NODES").await, "p");
+    assert_eq!(sqlstate(&try_one(&console, "SELECT 1").await.expect_err("no database")), "42601");
+
+    let pid = one(&console, "SHOW CLIENTS").await;
+    console.batch_execute(&format!("KILL {pid}")).await.expect("ordered");
+    wait_for("the client to be gone", || client.is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pause_holds_new_statements_until_resume() {
+    let server = Server::new();
+    let (front, console) = front(&server).await;
+    let client = front.client().await;
+    client.batch_execute("BEGIN").await.expect("begun");
+    let pausing = console.batch_execute("PAUSE");
+    let mut pausing = std::pin::pin!(pausing);
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut pausing).await.is_err(), "a transaction is open");
+    client.batch_execute("COMMIT").await.expect("it may end");
+    pausing.await.expect("paused");
+    let held = tokio::spawn(async move { one(&client, "SELECT 5").await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!held.is_finished());
+    assert_eq!(console.query("SHOW HELD", &[]).await.expect("listed").len(), 1);
+    console.batch_execute("RESUME").await.expect("resumed");
+    assert_eq!(held.await.expect("no failure"), "5");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_those_who_are_listed_get_in() {
+    let server = Server::new();
+    let front = Front::before(&server, 1).await;
+    let mut options = front.options();
+    options.dbname("pgbouncer");
+    assert_eq!(sqlstate(&front.client_with(&options).await.expect_err("not listed")), "42501");
+}

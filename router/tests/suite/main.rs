@@ -1,0 +1,9 @@
+//! The router before real servers.
+
+mod console;
+mod harness;
+mod losses;
+mod pooling;
+mod protocol;
+mod security;
+mod splitting;

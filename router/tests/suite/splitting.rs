@@ -1,0 +1,90 @@
+//! Reads on a replica: which go there, and what they must see.
+
+use crate::harness::{Front, Server, config, one, sqlstate, try_one, wait_for};
+use router::Topology;
+
+/// A primary with a standby, a router that splits, and a client that is known to be read for on the standby.
+async fn split() -> (Server, Server, Front) {
+    let primary = Server::new();
+    primary.sql("CREATE TABLE t (a int)");
+    primary.sql("CREATE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS $$ SELECT current_setting('transaction_read_only') $$");
+    let standby = primary.standby();
+    let topology = topology(&primary, &standby);
+    let front = Front::start(topology, router::Config { split: true, ..config(4) }).await;
+    let client = front.client().await;
+    // Until the functions are known, everything goes to the primary.
+    let began = std::time::Instant::now();
+    while one(&client, "SELECT place()").await != "on" {
+        assert!(began.elapsed() < crate::harness::PATIENCE, "never read on the replica");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        front.topology.send_replace(self::topology(&primary, &standby));
+    }
+    (primary, standby, front)
+}
+
+fn topology(primary: &Server, standby: &Server) -> Topology {
+    Topology { replicas: vec![standby.as_replica(2)], ..primary.topology(1) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_go_to_the_replica_and_everything_else_to_the_primary() {
+    let (_primary, _standby, front) = split().await;
+    let client = front.client().await;
+    assert_eq!(one(&client, "SELECT place()").await, "on");
+    let row = client.query_one("SELECT place()", &[]).await.expect("by the extended protocol");
+    assert_eq!(row.get::<_, String>(0), "on");
+    let prepared = client.prepare("SELECT place()").await.expect("prepared");
+    assert_eq!(client.query_one(&prepared, &[]).await.expect("executed").get::<_, String>(0), "on");
+    for sql in ["SELECT place() FOR UPDATE", "SELECT place(), pg_current_xact_id()", "SELECT 1; SELECT place()"] {
+        front.client().await.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    let writer = front.client().await;
+    assert_eq!(one(&writer, "INSERT INTO t VALUES (1) RETURNING place()").await, "off");
+    writer.batch_execute("BEGIN").await.expect("begun");
+    assert_eq!(one(&writer, "SELECT place()").await, "off", "it may write yet");
+    writer.batch_execute("COMMIT").await.expect("committed");
+    let reader = front.client().await;
+    reader.batch_execute("BEGIN READ ONLY").await.expect("begun");
+    assert_eq!(sqlstate(&try_one(&reader, "INSERT INTO t VALUES (2)").await.expect_err("read only")), "25006");
+    reader.batch_execute("ROLLBACK").await.expect("ended");
+    assert_eq!(one(&reader, "INSERT INTO t VALUES (3) RETURNING a").await, "3");
+    // A write behind a read in one packet finds its way.
+    let (read, wrote) =
+        tokio::join!(one(&reader, "SELECT count(*) FROM t"), one(&reader, "INSERT INTO t VALUES (4) RETURNING a"));
+    assert!(read.parse::<u32>().is_ok_and(|count| count >= 2), "{read}");
+    assert_eq!(wrote, "4");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_sees_what_it_wrote_while_the_replica_is_behind() {
+    let (primary, standby, front) = split().await;
+    standby.sql("SELECT pg_wal_replay_pause()");
+    wait_for("replay to pause", || standby.sql("SELECT pg_get_wal_replay_pause_state()") == "paused");
+    front.topology.send_replace(topology(&primary, &standby));
+    let (writer, other) = (front.client().await, front.client().await);
+    writer.batch_execute("INSERT INTO t SELECT generate_series(1, 7)").await.expect("written");
+    for _ in 0..20 {
+        assert_eq!(one(&writer, "SELECT count(*) FROM t").await, "7", "read your writes");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(one(&other, "SELECT count(*) FROM t").await, "0", "nothing is promised to others: the replica serves");
+    standby.sql("SELECT pg_wal_replay_resume()");
+    let began = std::time::Instant::now();
+    while one(&writer, "SELECT place()").await != "on" {
+        assert!(began.elapsed() < crate::harness::PATIENCE, "the writer never comes back to the replica");
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        front.topology.send_replace(topology(&primary, &standby));
+    }
+    assert_eq!(one(&writer, "SELECT count(*) FROM t").await, "7");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_dies_is_not_noticed() {
+    let (_primary, mut standby, front) = split().await;
+    let client = front.client().await;
+    assert_eq!(one(&client, "SELECT place()").await, "on");
+    standby.kill();
+    for _ in 0..5 {
+        assert_eq!(one(&client, "SELECT place()").await, "off", "the primary can do all that a replica can");
+    }
+}

@@ -1,0 +1,345 @@
+//! `[router]`: in a node file, where the router runs beside the keeper, or in a file of its own for `stemma router`.
+
+use crate::node_file::{KeyDoc, key, read_text};
+use crate::render::finding::{Finding, trouble};
+use model::Trouble;
+use router::config::{ClientAuth, ClientTls, PoolMode, Secret, ServerTls};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Every key of the section, for the reference.
+pub const KEYS: &[KeyDoc] = &[
+    key(
+        "router.listen",
+        "",
+        "Address and port, or a list of them, for clients. Without `[router]` there is no router.",
+    ),
+    key("router.workers", "half the cores", "Threads that carry traffic, 1 to 64."),
+    key(
+        "router.pool_mode",
+        "`\"transaction\"`",
+        "When a server connection may go to another client: `\"transaction\"` or `\"session\"`.",
+    ),
+    key("router.pool_size", "`20`", "Most connections to one server for one user and database, over all threads."),
+    key("router.clients_max", "`10000`", "Most clients at once."),
+    key("router.wait", "`\"30s\"`", "How long a client waits for a free connection."),
+    key("router.hold", "`\"15s\"`", "How long a statement is held while there is no primary."),
+    key(
+        "router.users_file",
+        "none",
+        "File of users and secrets, mode 0600: lines of `\"name\" \"secret\"`; the secret is a password or a SCRAM-SHA-256 verifier.",
+    ),
+    key("router.auth", "`\"scram\"`", "`\"scram\"`, or `\"trust\"`: whoever connects is believed."),
+    key("router.auth_user", "none", "User of `users_file` who looks up the others with `auth_query`."),
+    key(
+        "router.auth_query",
+        "`SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1`",
+        "Query for name and verifier of a user; `$1` is the name.",
+    ),
+    key("router.auth_database", "the client's", "Database in which `auth_query` runs."),
+    key("router.tls_certificate", "none", "PEM chain that clients meet; with `tls_key`."),
+    key("router.tls_key", "none", "Its key."),
+    key("router.tls_required", "`false`", "Whether clients without TLS are turned away."),
+    key("router.server_ca", "none", "CA of the servers' certificates; with it every connection to a server is TLS."),
+    key(
+        "router.split",
+        "`false`",
+        "Whether statements that only read may go to replicas. Needs `pool_mode = \"transaction\"`.",
+    ),
+    key(
+        "router.consistency",
+        "`\"session\"`",
+        "What a read on a replica must see: `\"session\"` (what its session wrote and saw), `\"eventual\"`, or `\"strong\"` (always the primary).",
+    ),
+    key("router.admins", "none", "List of users who may use the console (`psql -d stemma`)."),
+];
+
+/// A list, or one value in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(SocketAddr),
+    Many(Vec<SocketAddr>),
+}
+
+/// The section as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Section {
+    listen: OneOrMany,
+    workers: Option<usize>,
+    pool_mode: Option<String>,
+    pool_size: Option<usize>,
+    clients_max: Option<usize>,
+    wait: Option<String>,
+    hold: Option<String>,
+    users_file: Option<PathBuf>,
+    auth: Option<String>,
+    auth_user: Option<String>,
+    auth_query: Option<String>,
+    auth_database: Option<String>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    #[serde(default)]
+    tls_required: bool,
+    server_ca: Option<PathBuf>,
+    #[serde(default)]
+    split: bool,
+    consistency: Option<String>,
+    #[serde(default)]
+    admins: Vec<String>,
+}
+
+/// A node file, of which only the section matters here.
+#[derive(Deserialize)]
+struct WithSection {
+    router: Option<Section>,
+}
+
+/// A file of its own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterFile {
+    /// Addresses of the nodes' API, as in `http://db1:8008`.
+    pub nodes: Vec<String>,
+    /// The router.
+    pub router: Section,
+}
+
+/// The section of a node file.
+pub fn section(text: &str) -> Result<Option<Section>, Finding> {
+    toml::from_str::<WithSection>(text).map(|file| file.router).map_err(|error| finding(text, &error))
+}
+
+fn finding(text: &str, error: &toml::de::Error) -> Finding {
+    let hint = "`stemma reference` and docs/configuration.md list the keys of [router]";
+    Finding::at(text, error.span().unwrap_or(0..0), Trouble::config_bad_value(error.message().to_owned(), hint))
+}
+
+/// Reads a file of its own.
+pub fn load(path: &Path) -> Result<RouterFile, Trouble> {
+    let text = read_text(path)?;
+    let file: RouterFile =
+        toml::from_str(&text).map_err(|error| trouble(&path.display().to_string(), &[finding(&text, &error)]))?;
+    if file.nodes.is_empty() {
+        let reason = format!("`nodes` in {} names no node", path.display());
+        return Err(Trouble::config_missing_key(reason, "add: nodes = [\"http://HOST:8008\"]"));
+    }
+    Ok(file)
+}
+
+impl Section {
+    /// Where it listens.
+    pub fn listen(&self) -> Vec<SocketAddr> {
+        match &self.listen {
+            OneOrMany::One(address) => vec![*address],
+            OneOrMany::Many(addresses) => addresses.clone(),
+        }
+    }
+
+    /// The checked values, with everything that is in other files.
+    pub fn config(&self) -> Result<router::Config, Trouble> {
+        let defaults = router::Config::default();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mode = match self.pool_mode.as_deref() {
+            None | Some("transaction") => PoolMode::Transaction,
+            Some("session") => PoolMode::Session,
+            Some(other) => return Err(refused("pool_mode", other, "write \"transaction\" or \"session\"")),
+        };
+        let workers = self.workers.unwrap_or((cores / 2).max(1));
+        if !(1..=64).contains(&workers) {
+            return Err(refused("workers", workers, "write a number from 1 to 64"));
+        }
+        let pool_size = self.pool_size.unwrap_or(defaults.pool_size);
+        if pool_size == 0 {
+            return Err(refused("pool_size", pool_size, "write a number from 1"));
+        }
+        Ok(router::Config {
+            listen: self.listen(),
+            workers,
+            mode,
+            pool_size,
+            clients_max: self.clients_max.unwrap_or(defaults.clients_max),
+            wait_max: span("wait", self.wait.as_deref(), defaults.wait_max)?,
+            hold_max: span("hold", self.hold.as_deref(), defaults.hold_max)?,
+            auth: self.auth()?,
+            client_tls: self.client_tls()?,
+            server_tls: match &self.server_ca {
+                Some(ca) => ServerTls::Require(router::tls::for_servers(ca)?),
+                None => ServerTls::Off,
+            },
+            split: self.split,
+            consistency: self.consistency()?,
+            admins: self.admins.clone(),
+            ..defaults
+        })
+    }
+
+    fn consistency(&self) -> Result<routing::Level, Trouble> {
+        let hint = "write \"session\", \"eventual\" or \"strong\"";
+        let Some(text) = &self.consistency else { return Ok(routing::Level::Session) };
+        match text.parse() {
+            Ok(level @ (routing::Level::Session | routing::Level::Eventual | routing::Level::Strong)) => Ok(level),
+            // The measure of staleness needs positions of the primary as time goes by, which nobody supplies yet.
+            Ok(routing::Level::Bounded(_)) | Err(_) => Err(refused("consistency", text, hint)),
+        }
+    }
+
+    fn auth(&self) -> Result<ClientAuth, Trouble> {
+        let users = match &self.users_file {
+            Some(path) => Arc::new(users(path)?),
+            None => Arc::default(),
+        };
+        match (self.auth.as_deref(), &self.auth_user) {
+            (Some("trust"), _) => Ok(ClientAuth::Trust),
+            (None | Some("scram"), Some(user)) => Ok(ClientAuth::Query {
+                users,
+                user: user.clone(),
+                database: self.auth_database.clone(),
+                query: self.auth_query.clone().unwrap_or_else(|| DEFAULT_AUTH_QUERY.to_owned()),
+            }),
+            (None | Some("scram"), None) if self.users_file.is_none() => Err(Trouble::config_missing_key(
+                "`router.users_file` is missing: the router knows nobody",
+                "add to [router]: users_file = \"/etc/stemma/users.txt\", or auth = \"trust\"",
+            )),
+            (None | Some("scram"), None) => Ok(ClientAuth::Users(users)),
+            (Some(other), _) => Err(refused("auth", other, "write \"scram\" or \"trust\"")),
+        }
+    }
+
+    fn client_tls(&self) -> Result<Option<ClientTls>, Trouble> {
+        match (&self.tls_certificate, &self.tls_key) {
+            (Some(certificate), Some(key)) => {
+                let config = router::tls::for_clients(certificate, key)?;
+                Ok(Some(ClientTls { config, require: self.tls_required }))
+            }
+            (None, None) if self.tls_required => Err(Trouble::config_missing_key(
+                "`router.tls_required` is set, but there is no certificate",
+                "add tls_certificate and tls_key to [router]",
+            )),
+            (None, None) => Ok(None),
+            (Some(_), None) | (None, Some(_)) => Err(Trouble::config_missing_key(
+                "`router.tls_certificate` and `router.tls_key` go together",
+                "give both, or none",
+            )),
+        }
+    }
+}
+
+const DEFAULT_AUTH_QUERY: &str = "SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1";
+
+fn refused(key: &str, value: impl std::fmt::Display, hint: &str) -> Trouble {
+    Trouble::config_bad_value(format!("`router.{key}` is `{value}`"), hint)
+}
+
+fn span(key: &str, text: Option<&str>, default: Duration) -> Result<Duration, Trouble> {
+    let Some(text) = text else { return Ok(default) };
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let millis = match unit.trim() {
+        "ms" => 1,
+        "s" => 1000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(refused(key, text, "write a number and a unit: ms, s, min or h")),
+    };
+    let number: u64 = number.parse().map_err(|_| refused(key, text, "write it as in \"15s\""))?;
+    Ok(Duration::from_millis(number.saturating_mul(millis)))
+}
+
+/// Reads lines of `"name" "secret"`; two quotes inside stand for one.
+fn users(path: &Path) -> Result<BTreeMap<String, Secret>, Trouble> {
+    use std::os::unix::fs::PermissionsExt;
+    let text = read_text(path)?;
+    let mode = std::fs::metadata(path).map(|meta| meta.permissions().mode()).unwrap_or(0);
+    if mode & 0o077 != 0 {
+        return Err(Trouble::secret_exposed(
+            format!("{} holds secrets and is readable by others", path.display()),
+            format!("chmod 600 {}", path.display()),
+        ));
+    }
+    let mut users = BTreeMap::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with([';', '#']) {
+            continue;
+        }
+        let pair = quoted(line).and_then(|(name, rest)| Some((name, quoted(rest.trim_start())?.0)));
+        let Some((name, secret)) = pair else {
+            let reason = format!("{}:{} is not `\"name\" \"secret\"`", path.display(), number + 1);
+            return Err(Trouble::config_bad_value(reason, "put both in double quotes"));
+        };
+        let secret = if secret.starts_with("SCRAM-SHA-256$") {
+            if router::scram::Verifier::parse(&secret).is_none() {
+                let reason = format!("{}:{} holds a verifier that cannot be read", path.display(), number + 1);
+                return Err(Trouble::config_bad_value(reason, "copy `rolpassword` from pg_authid whole"));
+            }
+            Secret::Verifier(secret)
+        } else {
+            Secret::Password(secret)
+        };
+        users.insert(name, secret);
+    }
+    Ok(users)
+}
+
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut rest = text.strip_prefix('"')?;
+    let mut value = String::new();
+    loop {
+        let end = rest.find('"')?;
+        value.push_str(&rest[..end]);
+        rest = &rest[end + 1..];
+        match rest.strip_prefix('"') {
+            Some(after) => {
+                value.push('"');
+                rest = after;
+            }
+            None => return Some((value, rest)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_read_with_its_defaults() {
+        let text = "name = \"n1\"\n[router]\nlisten = \"127.0.0.1:6432\"\nauth = \"trust\"\nhold = \"500ms\"\n";
+        let config = section(text).expect("sound").expect("there").config().expect("sound");
+        assert_eq!((config.listen.len(), config.hold_max), (1, Duration::from_millis(500)));
+        assert_eq!(section("name = \"n1\"\n"), Ok(None));
+    }
+
+    #[test]
+    fn slips_are_named_at_their_place() {
+        let text = "[router]\nlisten = \"127.0.0.1:6432\"\npool_sise = 3\n";
+        let finding = section(text).expect_err("no such key");
+        assert_eq!(finding.line, 3, "{finding:?}");
+        assert!(finding.reason.contains("pool_sise"), "{finding:?}");
+        let bad = |line: &str| {
+            let text = format!("[router]\nlisten = \"127.0.0.1:6432\"\n{line}\n");
+            section(&text).expect("readable").expect("there").config().expect_err("refused").reason
+        };
+        assert!(bad("").contains("users_file"), "nobody can log in");
+        assert!(bad("auth = \"peer\"").contains("peer"));
+        assert!(bad("auth = \"trust\"\nhold = \"15\"").contains("hold"));
+        assert!(bad("auth = \"trust\"\ntls_required = true").contains("certificate"));
+    }
+
+    #[test]
+    fn secrets_are_read_from_a_file_that_nobody_else_may_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "# users\n\"ann\" \"se\"\"cret\"\n").expect("written");
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).expect("mode");
+        assert_eq!(users(file.path()).expect("sound").get("ann"), Some(&Secret::Password("se\"cret".into())));
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).expect("mode");
+        assert!(users(file.path()).expect_err("refused").is("ST8004"));
+    }
+}
