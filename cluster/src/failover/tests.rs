@@ -164,6 +164,37 @@ fn data_follows_its_own_descent_only() {
     assert_eq!(decide(&held(1, 50), false, &descent), Rejoin::RecoverFirst);
 }
 
+/// What node 3 does that follows node 2, the primary of epoch 2 since `Lsn(9)`, and holds so much.
+fn followed_up(position: u64, receiver: bool) -> Option<Action> {
+    let state = chosen();
+    let rule = state.failover.as_ref().and_then(|it| it.next.clone()).expect("chosen");
+    let mut state = procedure::settle(&state, Epoch(2), &rule, Timeline(2), NOW).expect("settled");
+    let first = LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None };
+    state.lineage.insert(0, first);
+    let sync = ServerSync::default();
+    let own = Own {
+        promised: Epoch(2),
+        server: Server::Replica { follows: Some((NodeId(2), Epoch(2))), receiver, sync },
+        holds: Some(held(1, position)),
+        recruited: None,
+        promotion_ordered: false,
+        lease: false,
+        hand_over: false,
+    };
+    let serving = Serving { epoch: Epoch(2), lineage: Epoch(2), timeline: Timeline(2) };
+    let others = Others { serving: BTreeMap::from([(NodeId(2), serving)]), ..Others::default() };
+    let policy = super::Policy::default();
+    let view = View { me: NodeId(3), state: &state, own: &own, others: &others, phase_age: Millis(0), policy: &policy };
+    order::next(&view)
+}
+
+#[test]
+fn a_replica_that_replayed_beyond_the_fork_after_its_report_is_rewound() {
+    assert_eq!(followed_up(9, false), None, "it will stream in a moment");
+    assert_eq!(followed_up(12, true), None, "it streams");
+    assert_eq!(followed_up(12, false), Some(Action::Rewind { node: NodeId(2), fork: Lsn(9) }));
+}
+
 #[test]
 fn a_promotion_that_was_not_carried_out_claims_no_timeline_of_others() {
     let told = Ledger::default().promotion(Epoch(5), Timeline(1));
@@ -200,35 +231,4 @@ fn a_person_may_take_over_from_an_attempt_that_finds_nobody() {
     let again = procedure::claim(&state, Epoch(2), kind, "ann asked for it", "ann", NOW).expect("claimed");
     assert_eq!(again.failover.as_ref().map(|it| (it.epoch, it.phase)), Some((Epoch(3), FailoverPhase::Recruit)));
     assert_eq!(again.failovers.last().map(|it| it.phase), Some(FailoverPhase::Superseded));
-}
-
-/// What node 3 does that follows node 2, the primary of epoch 2 since `Lsn(9)`, and holds so much.
-fn followed_up(position: u64, receiver: bool) -> Option<Action> {
-    let state = chosen();
-    let rule = state.failover.as_ref().and_then(|it| it.next.clone()).expect("chosen");
-    let mut state = procedure::settle(&state, Epoch(2), &rule, Timeline(2), NOW).expect("settled");
-    let first = LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None };
-    state.lineage.insert(0, first);
-    let sync = ServerSync::default();
-    let own = Own {
-        promised: Epoch(2),
-        server: Server::Replica { follows: Some((NodeId(2), Epoch(2))), receiver, sync },
-        holds: Some(held(1, position)),
-        recruited: None,
-        promotion_ordered: false,
-        lease: false,
-        hand_over: false,
-    };
-    let serving = Serving { epoch: Epoch(2), lineage: Epoch(2), timeline: Timeline(2) };
-    let others = Others { serving: BTreeMap::from([(NodeId(2), serving)]), ..Others::default() };
-    let policy = super::Policy::default();
-    let view = View { me: NodeId(3), state: &state, own: &own, others: &others, phase_age: Millis(0), policy: &policy };
-    order::next(&view)
-}
-
-#[test]
-fn a_replica_that_replayed_beyond_the_fork_after_its_report_is_rewound() {
-    assert_eq!(followed_up(9, false), None, "it will stream in a moment");
-    assert_eq!(followed_up(12, true), None, "it streams");
-    assert_eq!(followed_up(12, false), Some(Action::Rewind { node: NodeId(2), fork: Lsn(9) }));
 }

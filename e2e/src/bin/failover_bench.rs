@@ -2,10 +2,9 @@
 //!
 //! `failover_bench FAULT RUNS [PRODUCT]` prints one line for each run and a last one with median, maximum and losses.
 //! FAULT is `crash` (kill -9 of all processes of the primary's server), `host` (server and keeper), `freeze` and
-//! `freeze-host` (SIGSTOP), `switchover`,
-//! `isolate` (the primary's network namespace is cut off) or `async-host`. `STEMMA_BIN` names the program, as for the
-//! tests. PRODUCT is `stemma`, or for comparison `patroni` (Debian's, as installed) or `patroni-minimum` (with the
-//! shortest times that its documentation allows).
+//! `freeze-host` (SIGSTOP of the same), `switchover`, `isolate` (the primary's network namespace is cut off) or
+//! `async-host`. `STEMMA_BIN` names the program, as for the tests. PRODUCT is `stemma`, or for comparison `patroni`
+//! (Debian's, as installed) or `patroni-minimum` (with the shortest times that its documentation allows).
 
 use e2e::net::{Sandbox, Wired, wait_for};
 use e2e::oracle::Oracle;
@@ -178,13 +177,13 @@ fn inject(fault: &str, place: &mut Place, primary: &str, names: &[&str]) {
         ("host" | "async-host", Place::Here(sandbox)) => sandbox.act(&["crash", primary, "--what", "host"]),
         ("host", Place::Theirs(patroni)) => patroni.crash_host(primary),
         ("isolate", Place::Apart(wired)) => wired.cut(primary),
-        ("freeze", Place::Here(sandbox)) => sandbox.act(&["freeze", primary, "--what", "postgres"]),
-        ("freeze-host", Place::Here(sandbox)) => sandbox.act(&["freeze", primary, "--what", "host"]),
         ("switchover", Place::Theirs(patroni)) => {
             // The synchronous replica alone may be asked for.
             let done = names.iter().filter(|name| **name != primary).any(|to| patroni.switchover(primary, to).is_ok());
             assert!(done, "no switchover from {primary}");
         }
+        ("freeze", Place::Here(sandbox)) => sandbox.act(&["freeze", primary, "--what", "postgres"]),
+        ("freeze-host", Place::Here(sandbox)) => sandbox.act(&["freeze", primary, "--what", "host"]),
         ("switchover", place) => {
             let said = place.stemma(&["switchover", "--to", other, "--yes"]);
             assert_eq!(said.code, 0, "{said:?}");
