@@ -82,7 +82,9 @@ fn primary_down(scene: &Scene<'_>, standing: &PrimaryStanding) -> Option<Found> 
     let PrimaryStanding::Down { why, next } = standing else { return None };
     let id = scene.state.rule.primary;
     let name = scene.state.members.get(&id).map_or("?", |member| member.name.as_str());
-    let texts = [format!("primary {name} does not accept writes"), why.clone(), next.clone()];
+    // Who wants to help while a successor is on its way would be in its way.
+    let next = super::primacy::change(scene).map_or_else(|| next.clone(), |change| format!("nothing: {change}"));
+    let texts = [format!("primary {name} does not accept writes"), why.clone(), next];
     let heard = scene.seen(id).filter(|_| scene.current(id).is_none()).map(|seen| seen.heard_at);
     Some(Found::new("ST2205", Severity::Critical, Some(id), texts).since(heard))
 }
@@ -177,7 +179,7 @@ fn redundancy(
 
 fn unexpected_primary(scene: &Scene<'_>, member: &Member) -> Option<Found> {
     let facts = scene.current_facts(member.id).filter(|facts| !facts.in_recovery)?;
-    if member.id == scene.state.rule.primary {
+    if member.id == scene.state.rule.primary || super::primacy::takes_over(scene.state, member.id) {
         return None;
     }
     let primary = scene.state.primary().map_or("?", |member| member.name.as_str());
