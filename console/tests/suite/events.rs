@@ -154,6 +154,8 @@ async fn a_failover_is_told_in_order_and_a_client_that_comes_back_misses_nothing
         kind: FailoverKind::Automatic,
         because: "n1 is silent".to_owned(),
         actor: "stemma".to_owned(),
+        request: String::new(),
+        ended_because: String::new(),
         phase: *phases.last().expect("one"),
         recruited: BTreeMap::new(),
         refused: BTreeMap::new(),

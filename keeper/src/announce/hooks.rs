@@ -175,6 +175,8 @@ mod tests {
             kind: FailoverKind::Automatic,
             because: "n2 is silent".into(),
             actor: "stemma".into(),
+            request: String::new(),
+            ended_because: String::new(),
             phase: FailoverPhase::Done,
             recruited: BTreeMap::new(),
             refused: BTreeMap::new(),
