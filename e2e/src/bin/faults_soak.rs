@@ -1,6 +1,7 @@
 //! Random faults in a row on one cluster under load, with the oracle after each.
 //!
-//! `faults_soak [FAULTS] [KIND]`: so many faults (default 200), of all kinds or of one. `STEMMA_SEED` repeats a row.
+//! `faults_soak [FAULTS] [KIND,...]`: so many faults (default 200), of all kinds at random or of these in turn.
+//! `STEMMA_SEED` repeats a row.
 //! After each the cluster must be whole again without a human hand, with nothing lost and one node that takes writes;
 //! in the end all nodes are compared. Prints one line for each fault and a table in the end; ends with an error at the
 //! first promise that is not kept.
@@ -26,13 +27,15 @@ impl Dice {
     }
 }
 
+fn kind(name: &str) -> Fault {
+    let known = Fault::ALL.into_iter().find(|fault| format!("{fault:?}") == name);
+    known.unwrap_or_else(|| panic!("no fault `{name}`; there are {:?}", Fault::ALL))
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let count: usize = arguments.next().map_or(200, |text| text.parse().expect("a number of faults"));
-    let kind = arguments.next();
-    let kinds: Vec<Fault> =
-        Fault::ALL.into_iter().filter(|fault| kind.as_ref().is_none_or(|it| *it == format!("{fault:?}"))).collect();
-    assert!(!kinds.is_empty(), "kinds are {:?}", Fault::ALL);
+    let in_turn: Vec<Fault> = arguments.next().map_or_else(Vec::new, |names| names.split(',').map(kind).collect());
     let given = std::env::var("STEMMA_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let seed = given.unwrap_or_else(|| u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     println!("repeat with STEMMA_SEED={seed}");
@@ -42,7 +45,10 @@ fn main() {
     let mut accounts: Vec<Account> = Vec::new();
     let mut moves = 0;
     for number in 1..=count {
-        let fault = kinds[dice.below(kinds.len())];
+        let fault = match in_turn.len() {
+            0 => Fault::ALL[dice.below(Fault::ALL.len())],
+            kinds => in_turn[(number - 1) % kinds],
+        };
         let account = lab.suffer(fault);
         println!(
             "{number:>4} {:<22} {} -> {}  gap {:>6.3} s  whole after {:>5.1} s",

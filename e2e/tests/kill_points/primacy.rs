@@ -13,8 +13,7 @@ const RECRUIT: &[&str] = &["failover.promising", "failover.promised", "failover.
 /// Points of the one that is chosen.
 const WIN: &[&str] = &["failover.list-set", "failover.promoting", "failover.promote-ordered", "failover.row-written"];
 /// Points of the others, and of those that write into consensus.
-const ANYBODY: &[&str] =
-    &["failover.attaching", "failover.attached", "failover.writing", "failover.written", "failover.started"];
+const ANYBODY: &[&str] = &["failover.attaching", "failover.attached", "failover.writing", "failover.written"];
 /// Every point of a change of primary.
 pub const POINTS: &[&str] = &[
     "failover.writing",
@@ -100,16 +99,19 @@ impl Stage {
         self.nodes[at].kill_server();
     }
 
-    /// The primary's server dies, and at each of these points, one after the other, whoever comes to it first.
+    /// The primary's host dies, and at each of these points, one after the other, whoever of the two others comes to it
+    /// first. Nothing is left then that could go on as before: it has to be finished.
     fn walk(&mut self, points: &[&str]) {
         self.refresh();
         let old = self.whole(&format!("a restart of all keepers, before {points:?}"));
-        self.nodes.iter().for_each(|node| node.arm(points[0]));
-        self.nodes[old].kill_server();
+        let left: Vec<usize> = (0..self.nodes.len()).filter(|at| *at != old).collect();
+        left.iter().for_each(|at| self.nodes[*at].arm(points[0]));
+        self.kill_host(old);
         for (number, point) in points.iter().enumerate() {
-            self.wait_victim(point);
-            // Others may have died of it too, before they are armed for the next.
-            for node in &mut self.nodes {
+            self.wait_victim(&left, point);
+            // The other one may have died of it too, before it is armed for the next.
+            for at in &left {
+                let node = &mut self.nodes[*at];
                 match points.get(number + 1) {
                     Some(next) => node.arm(next),
                     None => node.disarm(),
@@ -120,15 +122,26 @@ impl Stage {
                 }
             }
         }
-        self.wait_writes(&format!("clients that write after {points:?}"));
+        // One of them may have been dying when it was looked at.
+        wait_for(&format!("clients that write after {points:?}"), || {
+            for at in &left {
+                if !self.nodes[*at].runs() {
+                    self.nodes[*at].wait_end();
+                    self.nodes[*at].start();
+                }
+            }
+            if self.oracle.last_server() != old { Ok(()) } else { Err("the old one was the last".to_owned()) }
+        });
+        self.nodes[old].start();
         self.whole(&format!("{points:?}"));
     }
 
-    /// Waits until a keeper has died at a point for which all are armed. One that died of an earlier point while it was
-    /// armed for this one is started again.
-    fn wait_victim(&mut self, point: &str) {
+    /// Waits until the keeper of one of these has died at a point for which they are all armed. One that died of an
+    /// earlier point while it was armed for this one is started again.
+    fn wait_victim(&mut self, among: &[usize], point: &str) {
         wait_for(&format!("a death at {point}"), || {
-            for node in self.nodes.iter_mut() {
+            for at in among {
+                let node = &mut self.nodes[*at];
                 if node.runs() {
                     continue;
                 }
@@ -138,7 +151,7 @@ impl Stage {
                 node.wait_end();
                 node.start();
             }
-            Err("everybody lives".to_owned())
+            Err(self.nodes[among[0]].log_tail())
         });
     }
 
@@ -170,6 +183,13 @@ fn a_failover_is_finished_through_every_kill() {
     for point in ANYBODY {
         stage.walk(&[point]);
     }
+    stage.refresh();
+    let old = stage.whole("a restart of all keepers");
+    stage.kill_host(old);
+    stage.wait_writes("clients that write elsewhere");
+    stage.nodes[old].start_and_die("failover.started");
+    stage.nodes[old].start();
+    stage.whole("failover.started");
 }
 
 #[test]
@@ -240,24 +260,29 @@ fn without_rewind(node: &Node) {
     node.write_config(&node.toml().replace(&full.display().to_string(), &bin.display().to_string()));
 }
 
+/// Switchovers and failovers that came to an end so far, whichever.
+fn ends(node: &Node) -> usize {
+    let history = node.stemma(&["history"]);
+    let events = history.json["history"].as_array().into_iter().flatten();
+    let ends = ["switchover-dropped", "failover-undone", "failover-done"];
+    events.filter(|event| ends.iter().any(|kind| event["kind"] == *kind)).count()
+}
+
 #[test]
 fn a_switchover_is_finished_or_undone_through_every_kill() {
     let mut stage = Stage::new();
     for point in SWITCHOVER {
         let old = stage.whole("the beginning");
         let (to, asked) = (stage.nodes[(old + 1) % 3].name.clone(), (old + 2) % 3);
+        let ends_before = ends(&stage.nodes[asked]);
         stage.nodes[old].arm(point);
         stage.nodes[asked].change(&["switchover", "--to", &to, "--yes", "--no-wait"]);
         stage.nodes[old].wait_death(point);
         stage.nodes[old].start();
-        // A plan that had not begun goes on when the old primary's keeper is back.
-        wait_for(&format!("another primary in spite of {point}"), || {
-            let primary = stage.nodes[asked].status()?.primary.map(|name| name.to_string());
-            if primary.as_deref().is_some_and(|it| it != stage.nodes[old].name) {
-                Ok(())
-            } else {
-                Err(format!("{primary:?}; {:?}", stage.nodes[asked].stemma(&["history"])))
-            }
+        // It is done, also by another or by the old primary under a new epoch, or it is given up; each says so.
+        wait_for(&format!("an end of the switchover in spite of {point}"), || {
+            let (now, log) = (ends(&stage.nodes[asked]), stage.nodes[old].log_tail());
+            if now > ends_before { Ok(()) } else { Err(log) }
         });
         stage.wait_writes(&format!("clients that write after {point}"));
         stage.whole(point);
