@@ -2,6 +2,7 @@
 //! each teller is a task of its own that follows the state, and whatever it waits for, nothing waits for it.
 
 mod hooks;
+mod names;
 mod program;
 
 use crate::files;
@@ -12,6 +13,7 @@ use crate::store::Store;
 use hooks::{Call, Serving, Told};
 use model::observe::OutsideTrouble;
 use model::{ClusterState, NodeId, ServerState};
+pub(crate) use names::Names;
 use postgres::OsUser;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -67,9 +69,9 @@ impl Teller {
             let sample = samples.borrow_and_update().clone();
             if let (Some(state), Some(sample)) = (state, sample) {
                 let now = serves(&sample.server, serving.now);
-                serving = Serving { before: serving.before.map(|_| serving.now), now };
+                let started = sample.facts.as_ref().map(|facts| facts.started_at);
+                serving = Serving { before: serving.now, now, started };
                 let due = hooks::due(self.me, &state.value, &told, serving);
-                serving.before = Some(now);
                 told =
                     due.last().map_or_else(|| hooks::settled(self.me, &state.value, &told), |call| call.then.clone());
                 let shared = (!due.is_empty()).then(|| Arc::new(state.value.clone()));

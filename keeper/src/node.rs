@@ -5,7 +5,7 @@ mod group;
 mod planned;
 mod service;
 
-use crate::announce::Teller;
+use crate::announce::{Names, Teller};
 use crate::clock;
 use crate::driver::{Driver, Parts};
 use crate::enrol::{self, Bootstrap};
@@ -227,6 +227,16 @@ impl Keeper {
             local: self.local.clone(),
         };
         self.tasks.spawn(teller.run(self.stop.clone()));
+        if let Some(place) = self.config.dns.clone() {
+            let names = Names {
+                me: self.identity.node,
+                place,
+                store: self.store.clone(),
+                observations: self.observations.clone(),
+                local: self.local.clone(),
+            };
+            self.tasks.spawn(names.run(self.stop.clone()));
+        }
         self.tasks.spawn(planned::keep_plans(self.clone(), spec.clone()));
         match spec.zip(self.config.postgresql.clone()) {
             Some((spec, node)) => self.drive(spec, node).await,

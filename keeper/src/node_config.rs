@@ -23,6 +23,8 @@ pub struct NodeConfig {
     pub postgresql: Option<PostgresqlNode>,
     /// Programs that are run when something happens to this node.
     pub hooks: Hooks,
+    /// Names in DNS that lead to the primary and the replicas.
+    pub dns: Option<adapters::dns::Place>,
     /// Where the cluster's state is kept.
     pub consensus: ConsensusChoice,
 }

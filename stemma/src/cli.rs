@@ -156,19 +156,12 @@ pub enum Command {
     },
     /// Configuration for other programs, made from the cluster as it is
     #[command(subcommand)]
-    Export(ExportCommand),
+    Export(crate::commands::export::ExportCommand),
     /// What happens, as it happens: history, changes of primary, where the servers are
     #[command(
         after_help = "Examples:\n  stemma events\n  stemma events --follow\n  stemma events --follow --since 120 -o json   (one document a line)"
     )]
-    Events {
-        /// Go on until interrupted; through another node when this one goes away
-        #[arg(long, short = 'f')]
-        follow: bool,
-        /// Begin after this event; 0 for all that are kept [default: 0, with --follow from now on]
-        #[arg(long, value_name = "SEQ")]
-        since: Option<u64>,
-    },
+    Events(crate::commands::events::EventsArgs),
     /// What old primaries held that the cluster does not: saved before they came back
     #[command(
         subcommand,
@@ -443,23 +436,6 @@ pub enum ConfigCommand {
     Explain {
         /// The key, for example commit_mode
         key: String,
-    },
-}
-
-/// `stemma export ...`
-#[derive(Debug, Subcommand)]
-pub enum ExportCommand {
-    /// HAProxy: one port that leads to the primary, one that leads to replicas
-    #[command(
-        after_help = "Examples:\n  stemma export haproxy > /etc/haproxy/haproxy.cfg\n  stemma export haproxy --port 6000 --read-port 6001"
-    )]
-    Haproxy {
-        /// Where writes are taken
-        #[arg(long, default_value_t = 5000)]
-        port: u16,
-        /// Where reads are taken
-        #[arg(long, default_value_t = 5001)]
-        read_port: u16,
     },
 }
 

@@ -4,7 +4,7 @@
 use super::program::{self, Ended, Program};
 use crate::node_config::{Hook, Hooks};
 use model::failover::{Failover, FailoverPhase};
-use model::{ClusterState, Epoch, NodeId, PrimaryNow, Role};
+use model::{ClusterState, Epoch, NodeId, PrimaryNow, Role, WallTime};
 use postgres::OsUser;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,9 @@ pub(crate) struct Told {
     pub(crate) epoch: Epoch,
     /// The newest change of primary that was told.
     pub(crate) failover: Epoch,
+    /// When the server started whose start was told last.
+    #[serde(default)]
+    pub(crate) started: Option<WallTime>,
 }
 
 /// One call that is due.
@@ -33,13 +36,15 @@ pub(crate) struct Call {
     pub(crate) then: Told,
 }
 
-/// Whether the server answered, in two looks.
+/// The server, in two looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Serving {
-    /// Before; `None` at the first look of a keeper, which may have found it running.
-    pub(crate) before: Option<bool>,
-    /// Now.
+    /// Whether it served before, as this keeper saw it.
+    pub(crate) before: bool,
+    /// Whether it serves now.
     pub(crate) now: bool,
+    /// When it started, as far as it answers.
+    pub(crate) started: Option<WallTime>,
 }
 
 /// The calls that are due, in the order in which they are made.
@@ -59,7 +64,7 @@ pub(crate) fn due(me: NodeId, state: &ClusterState, told: &Told, serving: Servin
         failover: led_here.clone(),
         then: then.clone(),
     };
-    if serving.before == Some(true) && !serving.now {
+    if serving.before && !serving.now {
         calls.push(call(Hook::Stop, &told));
     }
     if state.failover.is_none() {
@@ -79,7 +84,9 @@ pub(crate) fn due(me: NodeId, state: &ClusterState, told: &Told, serving: Servin
             }
         }
     }
-    if serving.before == Some(false) && serving.now {
+    // By its start, not by what this keeper saw of it: a server that the keeper found running did not start.
+    if serving.started.is_some() && serving.started != told.started {
+        told.started = serving.started;
         calls.push(call(Hook::Start, &told));
     }
     calls
@@ -91,7 +98,7 @@ pub(crate) fn settled(me: NodeId, state: &ClusterState, told: &Told) -> Told {
         return told.clone();
     }
     let failover = state.failovers.last().map_or(told.failover, |last| last.epoch.max(told.failover));
-    Told { role: state.role_of(me).or(told.role), epoch: state.rule.epoch, failover }
+    Told { role: state.role_of(me).or(told.role), epoch: state.rule.epoch, failover, started: told.started }
 }
 
 /// What a hook finds in its environment. The second half are orchestrator's names.
@@ -189,29 +196,33 @@ mod tests {
         }
     }
 
-    fn hooks(state: &ClusterState, told: &Told, before: Option<bool>, now: bool) -> Vec<Hook> {
-        due(NodeId(1), state, told, Serving { before, now }).into_iter().map(|call| call.hook).collect()
+    const BEGAN: WallTime = WallTime(77);
+
+    fn hooks(state: &ClusterState, told: &Told, before: bool, started: Option<WallTime>) -> Vec<Hook> {
+        let serving = Serving { before, now: started.is_some(), started };
+        due(NodeId(1), state, told, serving).into_iter().map(|call| call.hook).collect()
     }
 
     #[test]
     fn what_is_due_follows_from_two_looks() {
         let mut state = fixtures::state();
         state.rule.primary = NodeId(1);
-        let fresh = Told::default();
-        assert_eq!(hooks(&state, &fresh, None, true), [], "a server that was found running did not start");
-        assert_eq!(hooks(&state, &fresh, Some(false), true), [Hook::Start], "and a first role is no change");
-        let was = |role| Told { role: Some(role), epoch: Epoch(1), failover: Epoch(0) };
-        assert_eq!(hooks(&state, &was(Role::Primary), Some(true), false), [Hook::Stop]);
+        assert_eq!(hooks(&state, &Told::default(), false, Some(BEGAN)), [Hook::Start], "and a first role is no change");
+        let was = |role| Told { role: Some(role), epoch: Epoch(1), failover: Epoch(0), started: Some(BEGAN) };
+        assert_eq!(hooks(&state, &was(Role::Primary), false, Some(BEGAN)), [], "found running: it did not start");
+        assert_eq!(hooks(&state, &was(Role::Primary), true, Some(WallTime(78))), [Hook::Start]);
+        assert_eq!(hooks(&state, &was(Role::Primary), true, None), [Hook::Stop]);
         // Promoted: the change of role first, then the change of primary as a whole, once.
         state.rule.epoch = Epoch(2);
         state.failovers.push(done(2));
-        let calls = due(NodeId(1), &state, &was(Role::Replica), Serving { before: Some(true), now: true });
+        let calls =
+            due(NodeId(1), &state, &was(Role::Replica), Serving { before: true, now: true, started: Some(BEGAN) });
         assert_eq!(calls.iter().map(|call| call.hook).collect::<Vec<_>>(), [Hook::RoleChange, Hook::Failover]);
         let told = calls.last().expect("two").then.clone();
-        assert_eq!(hooks(&state, &told, Some(true), true), []);
+        assert_eq!(hooks(&state, &told, true, Some(BEGAN)), []);
         assert_eq!(told, settled(NodeId(1), &state, &told));
         // While a change is under way nothing is known, and nothing is told.
         state.failover = Some(done(3));
-        assert_eq!(hooks(&state, &was(Role::Replica), Some(true), true), []);
+        assert_eq!(hooks(&state, &was(Role::Replica), true, Some(BEGAN)), []);
     }
 }

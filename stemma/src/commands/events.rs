@@ -2,6 +2,7 @@
 
 use super::Context;
 use crate::render::{out, units};
+use clap::Args;
 use model::status::SCHEMA_VERSION;
 use model::{Trouble, WallTime};
 use serde_json::{Value, json};
@@ -20,8 +21,20 @@ struct Told {
     data: Value,
 }
 
+/// `stemma events`
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on until interrupted; through another node when this one goes away
+    #[arg(long, short = 'f')]
+    follow: bool,
+    /// Begin after this event; 0 for all that are kept [default: 0, with --follow from now on]
+    #[arg(long, value_name = "SEQ")]
+    since: Option<u64>,
+}
+
 /// Runs the command.
-pub async fn run(context: &Context, follow: bool, since: Option<u64>) -> Result<u8, Trouble> {
+pub async fn run(context: &Context, args: EventsArgs) -> Result<u8, Trouble> {
+    let EventsArgs { follow, since } = args;
     // Lag that changes every second would bury what happens; programs may have it.
     let only = if context.is_json() { "history,primary,failover,topology" } else { "history,primary,failover" };
     let mut since = since.or((!follow).then_some(0));

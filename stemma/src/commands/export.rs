@@ -1,11 +1,28 @@
 //! `stemma export`: configuration for other programs, made from the cluster as it is.
 
 use super::Context;
-use crate::cli::ExportCommand;
 use crate::render::out;
+use clap::Subcommand;
 use model::topology::TopologyNode;
 use model::{ReplicaKind, Role, Topology, Trouble};
 use std::fmt::Write;
+
+/// `stemma export ...`
+#[derive(Debug, Subcommand)]
+pub enum ExportCommand {
+    /// HAProxy: one port that leads to the primary, one that leads to replicas
+    #[command(
+        after_help = "Examples:\n  stemma export haproxy > /etc/haproxy/haproxy.cfg\n  stemma export haproxy --port 6000 --read-port 6001"
+    )]
+    Haproxy {
+        /// Where writes are taken
+        #[arg(long, default_value_t = 5000)]
+        port: u16,
+        /// Where reads are taken
+        #[arg(long, default_value_t = 5001)]
+        read_port: u16,
+    },
+}
 
 /// Runs the command.
 pub async fn run(context: &Context, command: ExportCommand) -> Result<u8, Trouble> {

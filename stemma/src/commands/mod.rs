@@ -2,8 +2,8 @@
 
 mod cert;
 mod config;
-mod events;
-mod export;
+pub mod events;
+pub mod export;
 mod history;
 mod local;
 mod node;
@@ -53,7 +53,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::History { limit, failovers: true } => history::failovers(&context, limit).await,
         Command::History { limit, failovers: false } => history::run(&context, limit).await,
         Command::Export(command) => export::run(&context, command).await,
-        Command::Events { follow, since } => events::run(&context, follow, since).await,
+        Command::Events(args) => events::run(&context, args).await,
         Command::Rescue(command) => rescue::run(&context, command),
         Command::Cert(command) => cert::run(&context, command).await,
         Command::Explain { code: Some(id), all: false } if primacy::is_change(&id) => {
