@@ -29,6 +29,23 @@ pub enum Deed {
     Switchover,
 }
 
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// In a few words.
+    pub what: String,
+    /// Whether it may interrupt the writes: what repairs does not, and leaves the figures of what it repairs alone.
+    pub interrupts: bool,
+}
+
+fn hit(what: String) -> Done {
+    Done { what, interrupts: true }
+}
+
+fn repaired(what: String) -> Done {
+    Done { what, interrupts: false }
+}
+
 /// The sandbox and what was done to it.
 pub struct Deeds<'a> {
     layout: Layout,
@@ -62,22 +79,22 @@ impl<'a> Deeds<'a> {
         self.frozen.map(|index| self.layout.nodes[index].name.as_str())
     }
 
-    /// Does it, and says in a few words what was done; `None` where it has no meaning now.
-    pub async fn carry_out(&mut self, deed: Deed, primary: Option<&str>) -> Result<Option<String>, Trouble> {
+    /// Does it, and says what was done; `None` where it has no meaning now.
+    pub async fn carry_out(&mut self, deed: Deed, primary: Option<&str>) -> Result<Option<Done>, Trouble> {
         let primary = self.layout.nodes.iter().position(|node| Some(node.name.as_str()) == primary);
         match deed {
-            Deed::KillServer(index) => self.kill_server(index),
+            Deed::KillServer(index) => Ok(self.kill_server(index)?.map(hit)),
             Deed::KillHost => match (self.down.take(), primary) {
-                (Some(index), _) => self.start_host(index).map(Some),
-                (None, Some(index)) if self.frozen.is_none() => self.kill_host(index).await.map(Some),
+                (Some(index), _) => self.start_host(index).map(|what| Some(repaired(what))),
+                (None, Some(index)) if self.frozen.is_none() => self.kill_host(index).await.map(|what| Some(hit(what))),
                 (None, _) => Ok(None),
             },
             Deed::Freeze => match (self.frozen.take(), primary) {
-                (Some(index), _) => self.thaw(index).map(Some),
-                (None, Some(index)) if self.down.is_none() => self.freeze(index).map(Some),
+                (Some(index), _) => self.thaw(index).map(|what| Some(repaired(what))),
+                (None, Some(index)) if self.down.is_none() => self.freeze(index).map(|what| Some(hit(what))),
                 (None, _) => Ok(None),
             },
-            Deed::Switchover => self.switchover().await.map(Some),
+            Deed::Switchover => self.switchover().await.map(|what| Some(hit(what))),
         }
     }
 

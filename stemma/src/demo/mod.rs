@@ -18,7 +18,7 @@ use crate::render::look::Look;
 use crate::render::{out, status};
 use crate::sandbox::layout::Layout;
 use crate::sandbox::{self, build};
-use deeds::{Deed, Deeds};
+use deeds::{Deed, Deeds, Done};
 use keys::{Key, Keys};
 use load::{Ledger, Load};
 use model::Trouble;
@@ -235,17 +235,19 @@ impl Watch<'_> {
     async fn obey(&mut self, deed: Deed) -> Result<(), Trouble> {
         let before = self.primary.clone();
         match self.deeds.carry_out(deed, before.as_deref()).await {
-            Ok(Some(what)) => self.happened(what, before, None),
+            Ok(Some(done)) => self.happened(done, before, None),
             Ok(None) => {}
             Err(trouble) => self.picture.tell(&trouble.reason),
         }
         Ok(())
     }
 
-    fn happened(&mut self, what: String, before: Option<String>, scenario: Option<&'static str>) {
-        self.picture.tell(&what);
-        let after = before.clone();
-        self.event = Some(Event { scenario, what, before, after, outage: Duration::ZERO });
+    fn happened(&mut self, done: Done, before: Option<String>, scenario: Option<&'static str>) {
+        self.picture.tell(&done.what);
+        if done.interrupts {
+            let after = before.clone();
+            self.event = Some(Event { scenario, what: done.what, before, after, outage: Duration::ZERO });
+        }
     }
 
     /// The scenario's deed, once, after a third of the time.
@@ -256,9 +258,9 @@ impl Watch<'_> {
         }
         let before = self.primary.clone();
         let Some(deed) = scenario.deed(self.layout, before.as_deref()) else { return Ok(()) };
-        if let Some(what) = self.deeds.carry_out(deed, before.as_deref()).await? {
-            out::note(&context.look.finish(&format!("  {:>6}  {what}", seconds_text(self.started))));
-            self.happened(what, before, Some(scenario.as_str()));
+        if let Some(done) = self.deeds.carry_out(deed, before.as_deref()).await? {
+            out::note(&context.look.finish(&format!("  {:>6}  {}", seconds_text(self.started), done.what)));
+            self.happened(done, before, Some(scenario.as_str()));
         }
         Ok(())
     }
