@@ -234,7 +234,7 @@ pub enum Command {
     Sandbox(SandboxCommand),
     /// A sandbox under live load, ending with proof that nothing was lost
     #[command(
-        after_help = "Examples:\n  stemma demo\n  stemma demo --seconds 30\n  stemma demo --ci --seconds 10   (plain lines, exit 1 if a row is missing)"
+        after_help = "Examples:\n  stemma demo\n  stemma demo --seconds 30\n  stemma demo --ci --seconds 10   (plain lines, exit 1 if a row is missing)\n  stemma demo --ci --scenario kill-host --assert max-outage=15s,lost=0"
     )]
     Demo(DemoArgs),
     /// Print a shell completion script
@@ -741,9 +741,26 @@ pub struct DemoArgs {
     /// Plain lines, no keys; ends after 15 seconds unless --seconds says otherwise
     #[arg(long)]
     pub ci: bool,
+    /// Do this to the primary after a third of the time, without anybody at the keys
+    #[arg(long, value_enum)]
+    pub scenario: Option<ScenarioArg>,
+    /// What must hold at the end of the scenario, as in max-outage=1s,lost=0; exit 1 if it does not
+    #[arg(long, value_name = "ASSERTION", requires = "scenario")]
+    pub assert: Option<crate::demo::Assertion>,
     /// Directory of the programs `postgres` and `initdb` [default: newest installed]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub pg_bin: Option<PathBuf>,
+}
+
+/// What a scenario does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScenarioArg {
+    /// Kill the primary's server
+    KillPrimary,
+    /// Kill the primary's server and keeper
+    KillHost,
+    /// Switch over in order
+    Switchover,
 }
 
 #[cfg(test)]

@@ -11,6 +11,12 @@ pub enum Key {
     Quit,
     /// Kill the server of this node, counted from 0.
     Kill(usize),
+    /// Kill the host of the primary; start it again when one is down.
+    Host,
+    /// Freeze the primary; thaw it when one is frozen.
+    Freeze,
+    /// Switch over.
+    Switchover,
 }
 
 fn key_of(byte: u8) -> Option<Key> {
@@ -18,6 +24,9 @@ fn key_of(byte: u8) -> Option<Key> {
         // In raw mode Ctrl-C is a character, not a signal.
         b'q' | b'Q' | 3 => Some(Key::Quit),
         b'1'..=b'9' => Some(Key::Kill(usize::from(byte - b'1'))),
+        b'h' | b'H' => Some(Key::Host),
+        b'f' | b'F' => Some(Key::Freeze),
+        b's' | b'S' => Some(Key::Switchover),
         _ => None,
     }
 }
@@ -83,6 +92,7 @@ mod tests {
     #[test]
     fn digits_name_nodes_and_q_ends() {
         assert_eq!([b'q', 3, b'1', b'3'].map(key_of), [Key::Quit, Key::Quit, Key::Kill(0), Key::Kill(2)].map(Some));
+        assert_eq!([b'h', b'f', b's'].map(key_of), [Key::Host, Key::Freeze, Key::Switchover].map(Some));
         assert_eq!([b'0', b'x', 27].map(key_of), [None; 3]);
     }
 }

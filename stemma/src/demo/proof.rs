@@ -11,6 +11,8 @@ use tokio_postgres::Client;
 /// How long replicas may take to apply what the primary has written.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Pause before a node that lacks something is asked again.
+const ASK_AGAIN_PAUSE: Duration = Duration::from_secs(1);
 /// Missing ids that are named.
 const NAMED_MAX: usize = 5;
 
@@ -38,6 +40,8 @@ pub struct Proof {
     pub unknown: u64,
     /// Per node.
     pub nodes: Vec<NodeProof>,
+    /// Acknowledged rows that the primary does not have: they are gone, whatever others hold.
+    pub lost: u64,
 }
 
 impl Proof {
@@ -63,21 +67,44 @@ pub async fn prove(
         .map_err(|error| Trouble::sql("the primary does not tell its position", "see the cause").because(error))?;
     let deadline = Instant::now() + CATCH_UP_TIMEOUT;
     let mut nodes = Vec::new();
+    let mut lost = 0;
     for node in layout.nodes.iter().filter(|node| !node.witness) {
-        let name = node.name.to_string();
-        let uri = node.uri("postgres").unwrap_or_default();
-        nodes.push(match rows(&uri, position, deadline).await {
-            Ok(rows) => compare(name, &acknowledged, &rows),
+        let is_primary = Some(node.name.as_str()) == primary.map(|primary| primary.name.as_str());
+        let (name, uri) = (node.name.to_string(), node.uri("postgres").unwrap_or_default());
+        let proof = prove_node(&name, &uri, position, &acknowledged, is_primary, deadline).await;
+        lost += if is_primary { proof.missing } else { 0 };
+        nodes.push(proof);
+    }
+    Ok(Proof { acknowledged: acknowledged.len() as u64, unknown, nodes, lost })
+}
+
+/// What one node holds. A node that was killed, frozen or rewound may come back until `deadline`; the answer of the
+/// primary is final.
+async fn prove_node(
+    name: &str,
+    uri: &str,
+    position: Lsn,
+    acknowledged: &[i64],
+    is_primary: bool,
+    deadline: Instant,
+) -> NodeProof {
+    loop {
+        let proof = match rows(uri, position, deadline).await {
+            Ok(rows) => compare(name.to_owned(), acknowledged, &rows),
             Err(error) => NodeProof {
-                name,
+                name: name.to_owned(),
                 found: 0,
                 missing: acknowledged.len() as u64,
                 first_missing: Vec::new(),
                 error: Some(error),
             },
-        });
+        };
+        let whole = proof.missing == 0 && proof.error.is_none();
+        if whole || is_primary || Instant::now() >= deadline {
+            return proof;
+        }
+        tokio::time::sleep(ASK_AGAIN_PAUSE).await;
     }
-    Ok(Proof { acknowledged: acknowledged.len() as u64, unknown, nodes })
 }
 
 fn compare(name: String, acknowledged: &[i64], rows: &HashSet<i64>) -> NodeProof {
