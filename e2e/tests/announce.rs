@@ -199,15 +199,22 @@ fn a_client_behind_haproxy_finds_the_primary_again() {
     let checked = Command::new("haproxy").args(["-c", "-f"]).arg(&file).output().expect("haproxy runs");
     let said = [checked.stdout, checked.stderr].concat();
     assert!(checked.status.success(), "{}\n{text}", String::from_utf8_lossy(&said));
-    let running = Command::new("haproxy").args(["-db", "-f"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
-    let _haproxy = Helper({ running }.spawn().expect("haproxy runs"));
+    let mut running = Command::new("haproxy");
+    running.args(["-db", "-f"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+    let _haproxy = Helper(running.spawn().expect("haproxy runs"));
 
     // One client that writes through the balancer all the time, and connects anew whenever something fails.
     let credentials = std::fs::read_to_string(nodes[0].state_dir.join("credentials.json")).expect("readable");
     let mut front = world.node("front");
     front.postgres_port = port;
     std::fs::write(front.state_dir.join("credentials.json"), credentials).expect("written");
-    wait_for("the balancer finds the primary", || front.sql("SELECT 1").map(|_| ()));
+    // It takes every server for fit until the checks of its first second say otherwise.
+    let mut primary_in_a_row = 0;
+    wait_for("the balancer knows the primary", || {
+        let rows = front.sql("SELECT pg_is_in_recovery()");
+        primary_in_a_row = if rows.as_ref().is_ok_and(|rows| rows[0][0] == "f") { primary_in_a_row + 1 } else { 0 };
+        if primary_in_a_row >= 30 { Ok(()) } else { Err(format!("{rows:?}")) }
+    });
     let ledger = Ledger::start(&front);
     wait_for("rows through the balancer", || {
         let rows = nodes[0].sql("SELECT count(*) FROM ledger")?;
