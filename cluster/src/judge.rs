@@ -169,7 +169,7 @@ impl Judge {
             operation: operation(state),
             paused: primacy::paused(&scene),
             planned_switchover: primacy::planned(state),
-            failover: primacy::in_progress(state),
+            failover: primacy::in_progress(&scene),
         }
     }
 
@@ -338,10 +338,11 @@ fn sentence(scene: &Scene<'_>, standing: &PrimaryStanding, durability: &Durabili
         1 => "tolerates 1 more failure".to_owned(),
         more => format!("tolerates {more} more failures"),
     };
-    let mut text = match standing {
-        PrimaryStanding::Down { why, .. } => format!("takes no writes: primary {name} is down: {why}"),
-        PrimaryStanding::Forming => format!("the first server is being made on {name}"),
-        PrimaryStanding::Up | PrimaryStanding::Unheard => format!("{failures} · {}", durability.sentence),
+    let mut text = match (standing, primacy::change(scene)) {
+        (PrimaryStanding::Down { .. }, Some(change)) => format!("the primary is being changed: {change}"),
+        (PrimaryStanding::Down { why, .. }, None) => format!("takes no writes: primary {name} is down: {why}"),
+        (PrimaryStanding::Forming, _) => format!("the first server is being made on {name}"),
+        (PrimaryStanding::Up | PrimaryStanding::Unheard, _) => format!("{failures} · {}", durability.sentence),
     };
     if verdict == Verdict::Forming && standing.is_up() {
         text = format!("{} being built · {text}", joining());

@@ -168,6 +168,7 @@ pub fn sample(state: &ClusterState, id: u64) -> NodeSample {
         wall: WALL,
         doing: None,
         last_error: None,
+        outside: Default::default(),
         keeper_pid: 100,
         program_version: "0.1.0".into(),
         certificate_expires_at: Some(WallTime(WALL.0 + 80 * 86_400_000)),

@@ -3,6 +3,8 @@
 //! Everything is answered from the one judged `ClusterStatus` and this node's own newest sample, both handed over by a
 //! `Backend`; nothing here touches a database, waits for another node, or judges lag anew. Only commands travel on.
 
+mod events;
+mod failover_metrics;
 pub mod health;
 pub mod metrics;
 mod patroni;
@@ -14,6 +16,7 @@ mod server;
 mod v1;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use model::{Actor, ClusterState, ClusterStatus, Command, Millis, NodeName, NodeSample, Outcome, Trouble};
 use std::sync::Arc;
 
@@ -32,6 +35,8 @@ pub trait Backend: Send + Sync + 'static {
     fn node(&self) -> NodeName;
     /// Time since the keeper's loop last turned, and so the age of `status` and `sample`.
     fn liveness(&self) -> Millis;
+    /// Wakes at every change of `status` or `state`, several changes at once being one; ends with the keeper.
+    fn changes(&self) -> BoxStream<'static, ()>;
     /// Carries out a command, or only says what it would do.
     fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>>;
     /// The name of who holds this bearer token; `ST8003` if nobody does.

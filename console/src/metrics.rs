@@ -2,11 +2,13 @@
 //!
 //! Made anew for each scrape from the newest view. A value that is unknown has no sample, for a zero would lie.
 
+use crate::failover_metrics::Counted;
 use crate::health::{SyncPart, sync_part};
 use crate::patroni::{PATRONI_VERSION, dcs_last_seen, server_word};
 use crate::problem::Refusal;
 use crate::request::Query;
 use crate::{Backend, Shared};
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +18,7 @@ use model::{ClusterState, ClusterStatus, NodeName, NodeSample, Role, Trouble};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 type Labels = Vec<(&'static str, String)>;
@@ -67,7 +70,11 @@ pub(crate) struct Facts<'a> {
 /// Metrics of this node and its view of the cluster; `pack=native` or `pack=patroni` gives one part alone.
 #[utoipa::path(get, path = "/metrics", tag = "metrics", params(("pack" = Option<String>, Query)),
     responses((status = 200, body = String, content_type = "text/plain"), (status = 400, body = crate::problem::Problem)))]
-pub(crate) async fn metrics(State(backend): State<Shared>, uri: Uri) -> Result<Response, Refusal> {
+pub(crate) async fn metrics(
+    State(backend): State<Shared>,
+    Extension(counted): Extension<Arc<Counted>>,
+    uri: Uri,
+) -> Result<Response, Refusal> {
     let query = Query::of(uri.query());
     let (native_wanted, patroni_wanted) = match query.get("pack") {
         None => (true, true),
@@ -75,7 +82,10 @@ pub(crate) async fn metrics(State(backend): State<Shared>, uri: Uri) -> Result<R
         Some("patroni") => (false, true),
         Some(_) => return Err(Trouble::bad_request("there is no such pack", "use pack=native or pack=patroni").into()),
     };
-    let body = render(backend.as_ref(), native_wanted, patroni_wanted);
+    let mut body = render(backend.as_ref(), native_wanted, patroni_wanted);
+    if native_wanted {
+        body.push_str(&counted.text(backend.state().as_deref(), &backend.node(), backend.sample().as_deref()));
+    }
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response())
 }
 

@@ -1,8 +1,9 @@
 //! Routes put together, and the listener with its bounds: a stranger can hold a bounded number of connections for a
 //! bounded time and make this process hold a bounded number of bytes.
 
+use crate::failover_metrics::Counted;
 use crate::problem::Refusal;
-use crate::{Backend, Shared, health, metrics, patroni, primacy, replication, v1};
+use crate::{Backend, Shared, events, health, metrics, patroni, primacy, replication, v1};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
@@ -88,6 +89,8 @@ pub(crate) fn routes() -> Described {
         .routes(routes!(v1::operation))
         .routes(routes!(v1::operation_cancel))
         .routes(routes!(v1::history))
+        .routes(routes!(events::events))
+        .routes(routes!(events::topology))
         .routes(routes!(v1::tokens, v1::token_create))
         .routes(routes!(v1::token_revoke))
         .routes(routes!(primacy::switchover, primacy::switchover_cancel))
@@ -145,6 +148,8 @@ pub(crate) fn assemble(backend: Shared, limits: &Limits) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(HTTP_BODY_BYTES_MAX))
+        .layer(axum::Extension(events::Places::new(limits)))
+        .layer(axum::Extension(Arc::new(Counted::new())))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(move |request: Request, next: Next| within(deadline, request, next)))
         .layer(middleware::from_fn_with_state(backend.clone(), viewpoint))

@@ -87,6 +87,8 @@ pub(crate) async fn index(State(backend): State<Shared>) -> Json<Value> {
             "settings_history": "/v1/settings/history",
             "operations": "/v1/operations",
             "history": "/v1/history",
+            "events": "/v1/events",
+            "topology": "/v1/topology",
             "failovers": "/v1/failovers",
             "tokens": "/v1/tokens",
             "openapi": "/v1/openapi.json",

@@ -2,6 +2,7 @@
 //!
 //! Floor 4: it does what `cluster` decides, through `postgres` and `consensus`.
 
+mod announce;
 pub mod clock;
 pub mod driver;
 pub mod enrol;
@@ -20,7 +21,7 @@ pub mod token;
 
 pub use identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
 pub use node::{Keeper, server_spec};
-pub use node_config::{Listen, NodeConfig, PostgresqlNode};
+pub use node_config::{Hook, Hooks, Listen, NodeConfig, PostgresqlNode};
 
 #[cfg(test)]
 mod fixtures;

@@ -52,6 +52,8 @@ struct Inner {
     state_version: u64,
     clone: Option<watch::Receiver<CloneProgress>>,
     stalled: Option<(model::Moment, &'static str)>,
+    outside: model::observe::Outside,
+    outside_troubles: std::collections::BTreeMap<&'static str, model::observe::OutsideTrouble>,
 }
 
 impl Local {
@@ -66,6 +68,8 @@ impl Local {
                 state_version: 0,
                 clone: None,
                 stalled: None,
+                outside: model::observe::Outside::default(),
+                outside_troubles: std::collections::BTreeMap::new(),
             }),
             sample_now: Notify::new(),
             drive_now: Notify::new(),
@@ -117,6 +121,20 @@ impl Local {
         inner.last_error = error;
         news
     }
+    /// Notes what goes wrong with telling the world outside; `None` when it is over.
+    pub fn set_outside(&self, what: &'static str, trouble: Option<model::observe::OutsideTrouble>) {
+        let mut inner = self.lock();
+        match trouble {
+            Some(trouble) => inner.outside_troubles.insert(what, trouble),
+            None => inner.outside_troubles.remove(what),
+        };
+    }
+    /// Counts a hook's run.
+    pub fn count_hook(&self, well: bool) {
+        let mut inner = self.lock();
+        inner.outside.hook_runs += 1;
+        inner.outside.hook_failures += u64::from(!well);
+    }
     /// Notes which versions are in force here.
     pub fn set_versions(&self, state: u64, settings: u64) {
         let mut inner = self.lock();
@@ -138,6 +156,8 @@ impl Local {
         sample.last_error.clone_from(&inner.last_error);
         sample.settings_version = inner.settings_version;
         sample.state_version = inner.state_version;
+        sample.outside.clone_from(&inner.outside);
+        sample.outside.troubles = inner.outside_troubles.values().cloned().collect();
     }
 
     /// Numbers a sample that begins now.

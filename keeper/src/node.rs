@@ -5,6 +5,7 @@ mod group;
 mod planned;
 mod service;
 
+use crate::announce::{Names, Teller};
 use crate::clock;
 use crate::driver::{Driver, Parts};
 use crate::enrol::{self, Bootstrap};
@@ -23,6 +24,7 @@ use cluster::decide::{self, Context};
 use consensus::Consensus;
 use consensus::embedded::{Embedded, EmbeddedConfig, Timing};
 use consensus::etcd::{Etcd, EtcdConfig};
+use futures_util::stream::BoxStream;
 use model::{Actor, ClusterState, ClusterStatus, Command, Millis, NodeId, NodeName, NodeSample, Outcome, Trouble};
 use nix::fcntl::{Flock, FlockArg};
 use postgres::{ServerSpec, Sql, TlsFiles};
@@ -217,6 +219,24 @@ impl Keeper {
             self.local.set_phase(Phase::NoServer);
         }
         self.tasks.spawn(sampler.run(self.stop.clone()));
+        let teller = Teller {
+            me: self.identity.node,
+            config: self.config.clone(),
+            store: self.store.clone(),
+            observations: self.observations.clone(),
+            local: self.local.clone(),
+        };
+        self.tasks.spawn(teller.run(self.stop.clone()));
+        if let Some(place) = self.config.dns.clone() {
+            let names = Names {
+                me: self.identity.node,
+                place,
+                store: self.store.clone(),
+                observations: self.observations.clone(),
+                local: self.local.clone(),
+            };
+            self.tasks.spawn(names.run(self.stop.clone()));
+        }
         self.tasks.spawn(planned::keep_plans(self.clone(), spec.clone()));
         match spec.zip(self.config.postgresql.clone()) {
             Some((spec, node)) => self.drive(spec, node).await,
@@ -302,6 +322,18 @@ impl Keeper {
     /// Wakes at every judgement.
     pub fn judgements(&self) -> tokio::sync::watch::Receiver<u64> {
         self.observations.judgements()
+    }
+    /// Wakes at every new state and at every judgement; ends with the keeper.
+    pub fn changes(&self) -> BoxStream<'static, ()> {
+        let parts = (self.store.changes(), self.judgements(), self.stop.clone());
+        Box::pin(futures_util::stream::unfold(parts, |(mut states, mut judgements, stop)| async move {
+            let known = tokio::select! {
+                () = stop.cancelled() => return None,
+                known = states.changed() => known,
+                judged = judgements.changed() => judged,
+            };
+            known.is_ok().then_some(((), (states, judgements, stop)))
+        }))
     }
     /// The newest known state.
     pub fn state(&self) -> Option<Arc<ClusterState>> {

@@ -21,6 +21,10 @@ pub struct NodeConfig {
     pub api: Listen,
     /// The database; absent for a witness.
     pub postgresql: Option<PostgresqlNode>,
+    /// Programs that are run when something happens to this node.
+    pub hooks: Hooks,
+    /// Names in DNS that lead to the primary and the replicas.
+    pub dns: Option<adapters::dns::Place>,
     /// Where the cluster's state is kept.
     pub consensus: ConsensusChoice,
 }
@@ -53,6 +57,52 @@ pub struct PostgresqlNode {
     pub socket_dirs: Vec<PathBuf>,
     /// Where relocated tablespaces of a clone go (`<root>/<oid>`); absent to keep the source's paths.
     pub tablespace_root: Option<PathBuf>,
+}
+
+/// What can happen to a node that its owner may want to hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// Its server came up.
+    Start,
+    /// Its server went down.
+    Stop,
+    /// It became the primary, or a replica.
+    RoleChange,
+    /// It became the primary, and the change of primary is complete. Called on that node alone.
+    Failover,
+}
+
+impl Hook {
+    /// All of them.
+    pub const ALL: [Hook; 4] = [Hook::Start, Hook::Stop, Hook::RoleChange, Hook::Failover];
+}
+
+/// Programs of the owner's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hooks {
+    /// Program and arguments of each hook that is wanted.
+    pub commands: std::collections::BTreeMap<Hook, Vec<String>>,
+    /// How long one may run before it is killed.
+    pub timeout: model::Millis,
+    /// As whom; the user of the server when absent.
+    pub run_as: Option<String>,
+}
+
+impl Default for Hooks {
+    fn default() -> Hooks {
+        Hooks { commands: std::collections::BTreeMap::new(), timeout: model::Millis::from_secs(30), run_as: None }
+    }
+}
+
+impl Hooks {
+    /// Whether there is nothing to run.
+    pub fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+    /// What to run.
+    pub fn command(&self, hook: Hook) -> Option<&[String]> {
+        self.commands.get(&hook).map(Vec::as_slice)
+    }
 }
 
 impl NodeConfig {

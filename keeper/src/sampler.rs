@@ -92,6 +92,7 @@ impl Sampler {
             wall: clock::wall(),
             doing: None,
             last_error: None,
+            outside: model::observe::Outside::default(),
             keeper_pid: std::process::id(),
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             certificate_expires_at: Some((self.certificate_expires_at)()),

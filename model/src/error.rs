@@ -161,6 +161,10 @@ codes! {
     change_unknown = "ST2305", exit exit::UNKNOWN, "outcome of the change of primary unknown";
     /// Automatic failover is paused.
     failover_paused = "ST2306", exit exit::REFUSED, "automatic failover is paused";
+    /// A program that the node's owner wants run failed.
+    hook_failed = "ST2311", exit exit::FAILED, "hook failed";
+    /// The DNS server was not told who is primary.
+    dns_failed = "ST2312", exit exit::FAILED, "address not updated in DNS";
     /// A clone failed and may be tried again.
     clone_failed = "ST3001", exit exit::FAILED, "base backup failed";
     /// The backup did not match its manifest.

@@ -13,6 +13,7 @@ pub mod observe;
 pub mod settings;
 pub mod state;
 pub mod status;
+pub mod topology;
 pub mod units;
 
 pub use command::{Actor, Command, Outcome};
@@ -22,4 +23,5 @@ pub use observe::{NodeSample, ServerState};
 pub use settings::{CommitMode, Settings};
 pub use state::{ClusterState, Member, ReplicaKind, Role, Rule};
 pub use status::ClusterStatus;
+pub use topology::{PrimaryNow, Topology};
 pub use units::{Epoch, LagBytes, Lsn, Millis, Moment, SystemId, Timeline, WallTime};

@@ -46,6 +46,8 @@ pub const TOKENS_MAX: usize = 64;
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 /// Largest body of an HTTP request.
 pub const HTTP_BODY_BYTES_MAX: usize = 256 << 10;
+/// Programs that follow the events of one node at one time; the next one is told to try another node.
+pub const EVENT_CLIENTS_MAX: usize = 128;
 /// Largest document in consensus.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// Oldest supported PostgreSQL major version.

@@ -184,6 +184,33 @@ pub struct ServerFacts {
     pub lineage_epoch: Option<Epoch>,
 }
 
+/// How telling the world outside goes: hooks, address updates.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outside {
+    /// Hooks that ran in this life of the keeper.
+    #[serde(default)]
+    pub hook_runs: u64,
+    /// Those of them that failed.
+    #[serde(default)]
+    pub hook_failures: u64,
+    /// What fails now.
+    #[serde(default)]
+    pub troubles: Vec<OutsideTrouble>,
+}
+
+/// Something that the world outside was to be told and was not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideTrouble {
+    /// Error code.
+    pub code: String,
+    /// What fails.
+    pub what: String,
+    /// Why.
+    pub cause: String,
+    /// What to do.
+    pub next: String,
+}
+
 /// What one keeper saw of its own node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSample {
@@ -215,6 +242,9 @@ pub struct NodeSample {
     pub doing: Option<String>,
     /// What went wrong last: code and sentence.
     pub last_error: Option<(String, String)>,
+    /// How telling the world outside goes.
+    #[serde(default)]
+    pub outside: Outside,
     /// Keeper's process id.
     pub keeper_pid: u32,
     /// Version of the program.

@@ -9,6 +9,8 @@
 mod from_client;
 mod from_server;
 mod local;
+#[cfg(test)]
+mod tests;
 
 pub use from_client::first_message;
 pub use local::{Answered, LocalContext};
@@ -120,6 +122,8 @@ pub struct Exchange {
     streaming: bool,
     /// Bytes of a client's message that are passed on blindly.
     client_skip: usize,
+    /// The server that they were for is gone: they are thrown away.
+    discard: bool,
     /// Bytes of a server's message that are passed on, or swallowed, blindly.
     server_skip: usize,
     server_skip_swallow: bool,
@@ -178,6 +182,7 @@ impl Exchange {
             copy_in: false,
             streaming: false,
             client_skip: 0,
+            discard: false,
             server_skip: 0,
             server_skip_swallow: false,
             status: b'I',
@@ -231,7 +236,7 @@ impl Exchange {
 
     /// What was asked for and is not answered.
     pub fn unanswered(&self) -> Request {
-        if self.ring.is_empty() && !self.segment_open && self.client_skip == 0 {
+        if self.ring.is_empty() && !self.segment_open && (self.client_skip == 0 || self.discard) {
             return Request::None;
         }
         let effects = || self.effects.iter().flat_map(|route| &route.effects).map(|traced| &traced.effect);
@@ -371,6 +376,7 @@ impl Exchange {
     pub fn server_lost(&mut self, client: &mut ClientStatements) {
         self.drop_expected(usize::MAX);
         self.settle(client, None);
+        self.discard = self.client_skip > 0;
         self.segment_open = false;
         self.ignoring = false;
         self.copy_in = false;
@@ -385,6 +391,12 @@ impl Exchange {
         self.portals.clear();
         self.state.server_lost();
         client.unnamed_loaded = false;
+    }
+
+    /// The request begins again from its first byte.
+    pub fn rewind(&mut self) {
+        self.client_skip = 0;
+        self.discard = false;
     }
 
     /// Frees memory that an idle client does not need.

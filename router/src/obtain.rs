@@ -32,9 +32,16 @@ pub async fn obtain(
     user: &str,
     mut target: impl FnMut() -> Option<Rc<Pool>>,
 ) -> Result<Server, Failure> {
+    // The ordinary case first, without the means of waiting for news.
+    let mut why = String::new();
+    if let Some(pool) = target() {
+        match from_pool(worker, &pool, user).await {
+            Err(Failure::Server(ConnectError::Unreachable(reason))) => why = reason,
+            done => return done,
+        }
+    }
     let config = worker.config();
     let mut hold_until = Instant::now() + config.hold_max;
-    let mut why = String::new();
     loop {
         let mut news = worker.global.topology.subscribe();
         if let Some(pool) = target() {

@@ -12,14 +12,19 @@ use crate::topology::NodeAddr;
 use crate::worker::{Mail, Mailbox};
 use model::Epoch;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Instant;
+use tokio::sync::oneshot;
 
 /// Kinds of clients (by their settings) whose welcome is remembered.
 const WELCOMES_MAX: usize = 16;
+
+/// Tickets are unique over all pools: a worker knows its waiting clients by them alone.
+static NEXT_TICKET: AtomicU64 = AtomicU64::new(1);
 
 /// What connections of a pool are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,7 +72,6 @@ pub struct SharedPool {
     waiting: AtomicUsize,
     idle: Vec<AtomicUsize>,
     queue: Mutex<VecDeque<Ticket>>,
-    next_ticket: AtomicU64,
     mail: Arc<[Mailbox]>,
 }
 
@@ -98,7 +102,6 @@ impl SharedPool {
             waiting: AtomicUsize::new(0),
             idle: mail.iter().map(|_| AtomicUsize::new(0)).collect(),
             queue: Mutex::new(VecDeque::new()),
-            next_ticket: AtomicU64::new(1),
             mail,
         }
     }
@@ -133,7 +136,7 @@ impl SharedPool {
 
     /// Stands in the queue. The number must be given up with `leave` where it is not served.
     pub fn stand(&self, worker: usize) -> u64 {
-        let number = self.next_ticket.fetch_add(1, SeqCst);
+        let number = NEXT_TICKET.fetch_add(1, SeqCst);
         self.queue.lock().expect("no panic under this lock").push_back(Ticket { worker, number });
         self.waiting.fetch_add(1, SeqCst);
         number
@@ -183,11 +186,15 @@ impl SharedPool {
     }
 }
 
+/// Clients of one worker that wait, by their tickets.
+pub type Waiters = Rc<RefCell<HashMap<u64, oneshot::Sender<Grant>>>>;
+
 /// One worker's part of a pool.
 pub struct Pool {
     /// What all workers share.
     pub shared: Arc<SharedPool>,
     worker: usize,
+    waiters: Waiters,
     idle: RefCell<Vec<Server>>,
     retired: Cell<bool>,
     welcomes: RefCell<Vec<(Arc<Settings>, Arc<Reported>)>>,
@@ -195,8 +202,15 @@ pub struct Pool {
 
 impl Pool {
     /// This worker's part.
-    pub fn new(shared: Arc<SharedPool>, worker: usize) -> Pool {
-        Pool { shared, worker, idle: RefCell::new(Vec::new()), retired: Cell::new(false), welcomes: RefCell::default() }
+    pub fn new(shared: Arc<SharedPool>, worker: usize, waiters: Waiters) -> Pool {
+        Pool {
+            shared,
+            worker,
+            waiters,
+            idle: RefCell::new(Vec::new()),
+            retired: Cell::new(false),
+            welcomes: RefCell::default(),
+        }
     }
 
     /// The connection used last, which is the warmest. Nobody who waits is passed over: then there is none.
@@ -225,9 +239,18 @@ impl Pool {
             return;
         }
         server.used = now;
-        if let Some(ticket) = self.shared.oldest() {
-            self.shared.send(ticket, server.park(ticket.worker == self.worker));
-            return;
+        while let Some(ticket) = self.shared.oldest() {
+            if ticket.worker != self.worker {
+                self.shared.send(ticket, server.park(false));
+                return;
+            }
+            // Our own client, which need not hear by mail; it may have left in this moment.
+            let Some(waiter) = self.waiters.borrow_mut().remove(&ticket.number) else { continue };
+            match waiter.send(server.park(true)) {
+                Ok(()) => return,
+                Err(Grant::Server(Parked::Here(back))) => server = *back,
+                Err(Grant::Server(Parked::Moved(_)) | Grant::Connect(_)) => return,
+            }
         }
         self.idle.borrow_mut().push(server);
         self.shared.idle[self.worker].fetch_add(1, SeqCst);

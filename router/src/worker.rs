@@ -6,7 +6,7 @@ use crate::admin::ClientRow;
 use crate::config::Config;
 use crate::login;
 use crate::out::Out;
-use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool};
+use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool, Waiters};
 use crate::prepared::Interner;
 use crate::reads::Reads;
 use crate::scram::Proof;
@@ -95,7 +95,7 @@ pub struct Worker {
     /// Prepared statements.
     pub interner: RefCell<Interner>,
     pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
-    waiters: RefCell<HashMap<u64, oneshot::Sender<Grant>>>,
+    waiters: Waiters,
     clients: RefCell<HashMap<u32, Rc<ClientEntry>>>,
     next_client: Cell<u32>,
     topology: RefCell<Arc<Topology>>,
@@ -157,7 +157,7 @@ impl Worker {
             }),
             interner: RefCell::default(),
             pools: RefCell::default(),
-            waiters: RefCell::default(),
+            waiters: Waiters::default(),
             clients: RefCell::default(),
             next_client: Cell::new(1),
             topology: RefCell::new(topology),
@@ -190,7 +190,7 @@ impl Worker {
         if let Some(pool) = known {
             return pool;
         }
-        let pool = Rc::new(Pool::new(self.global.shared_pool(key), self.index));
+        let pool = Rc::new(Pool::new(self.global.shared_pool(key), self.index, self.waiters.clone()));
         self.pools.borrow_mut().insert(key.clone(), pool.clone());
         pool
     }

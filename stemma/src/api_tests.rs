@@ -40,6 +40,9 @@ impl console::Backend for Recorder {
     fn liveness(&self) -> Millis {
         Millis(0)
     }
+    fn changes(&self) -> futures_util::stream::BoxStream<'static, ()> {
+        Box::pin(futures_util::stream::empty())
+    }
     fn command(
         &self,
         command: Command,

@@ -154,6 +154,14 @@ pub enum Command {
         #[arg(long)]
         failovers: bool,
     },
+    /// Configuration for other programs, made from the cluster as it is
+    #[command(subcommand)]
+    Export(crate::commands::export::ExportCommand),
+    /// What happens, as it happens: history, changes of primary, where the servers are
+    #[command(
+        after_help = "Examples:\n  stemma events\n  stemma events --follow\n  stemma events --follow --since 120 -o json   (one document a line)"
+    )]
+    Events(crate::commands::events::EventsArgs),
     /// What old primaries held that the cluster does not: saved before they came back
     #[command(
         subcommand,

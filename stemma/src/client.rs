@@ -237,6 +237,75 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Reads an event stream from the first node that gives one, until it ends or says nothing for `silence`. Returns
+    /// whether any node answered with a stream.
+    pub async fn events(&self, path: &str, silence: Duration, mut tell: impl FnMut(&str)) -> Result<(), Trouble> {
+        let mut causes = Vec::new();
+        for address in &self.addresses {
+            match self.open_events(address, path).await {
+                Ok(mut opened) => {
+                    while let Ok(Some(Ok(frame))) = tokio::time::timeout(silence, opened.body.frame()).await {
+                        opened.take(frame, &mut tell);
+                    }
+                    opened.driver.abort();
+                    return Ok(());
+                }
+                Err(trouble) if trouble.exit == model::error::exit::UNREACHABLE => {
+                    causes.push(format!("http://{}: {trouble}", address.authority));
+                }
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Err(unreachable(causes))
+    }
+
+    async fn open_events(&self, address: &Address, path: &str) -> Result<OpenedEvents, Trouble> {
+        let fail = |why: String| Trouble::unreachable(why, "is its keeper running?");
+        let opening = async {
+            let stream =
+                tokio::net::TcpStream::connect(&address.authority).await.map_err(|error| fail(error.to_string()))?;
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| fail(error.to_string()))?;
+            let driver = tokio::spawn(async move { drop(connection.await) });
+            let request = self.request(address, &Method::GET, path, None, &[]).map_err(fail)?;
+            let response = sender.send_request(request).await.map_err(|error| fail(error.to_string()))?;
+            let status = response.status();
+            if status.is_success() {
+                return Ok(OpenedEvents { body: response.into_body(), driver, text: Vec::new() });
+            }
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| fail(error.to_string()))?.to_bytes();
+            Err(refusal(status, &serde_json::from_slice(&body).unwrap_or(Value::Null)))
+        };
+        tokio::time::timeout(self.timeout, opening).await.unwrap_or_else(|_| Err(fail("no answer in time".to_owned())))
+    }
+}
+
+/// An event stream that is being read.
+struct OpenedEvents {
+    body: hyper::body::Incoming,
+    driver: tokio::task::JoinHandle<()>,
+    text: Vec<u8>,
+}
+
+impl OpenedEvents {
+    /// Takes in what arrived, and tells each event that is complete.
+    fn take(&mut self, frame: hyper::body::Frame<Bytes>, tell: &mut impl FnMut(&str)) {
+        let Ok(bytes) = frame.into_data() else { return };
+        self.text.extend_from_slice(&bytes);
+        while let Some(end) = self.text.windows(2).position(|two| two == b"\n\n") {
+            let event: Vec<u8> = self.text.drain(..end + 2).collect();
+            tell(&String::from_utf8_lossy(&event));
+        }
+        // One event is far smaller; a server that never ends one is not ours.
+        if self.text.len() > ANSWER_BYTES_MAX {
+            self.text.clear();
+        }
+    }
+}
+
 async fn exchange(
     stream: tokio::net::TcpStream,
     request: Request<Full<Bytes>>,

@@ -7,6 +7,7 @@ use crate::node_file::{self, NodeFile};
 use crate::router_file::Section;
 use console::Backend;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use keeper::enrol;
 use keeper::token::JoinToken;
 use keeper::{Keeper, Listen, NodeConfig, PostgresqlNode};
@@ -51,6 +52,9 @@ impl Backend for KeeperBackend {
     }
     fn liveness(&self) -> Millis {
         self.keeper.since_turn()
+    }
+    fn changes(&self) -> BoxStream<'static, ()> {
+        self.keeper.changes()
     }
     fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>> {
         Box::pin(self.keeper.command(command, actor, dry_run))
@@ -423,6 +427,8 @@ fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
             socket_dirs: node.socket_dirs,
             tablespace_root: node.tablespace_root,
         }),
+        hooks: file.hooks,
+        dns: file.dns.map(dns_place).transpose()?,
         consensus: match file.consensus {
             node_file::ConsensusChoice::Embedded => keeper::ConsensusChoice::Embedded,
             node_file::ConsensusChoice::Etcd { endpoints, prefix, user, password_file, ca_file } => {
@@ -438,6 +444,31 @@ fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
     })
 }
 
+/// How long one question to a DNS server may take.
+const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn dns_place(dns: node_file::tellers::Dns) -> Result<adapters::dns::Place, Trouble> {
+    let refused =
+        |why: adapters::dns::Failed| Trouble::config_bad_value(why.to_string(), "correct [dns] in the node file");
+    let key = match &dns.key {
+        Some((name, algorithm, file)) => {
+            Some(adapters::dns::Key::new(name, algorithm, &password_from(file)?).map_err(refused)?)
+        }
+        None => None,
+    };
+    let place = adapters::dns::Place {
+        server: dns.server,
+        zone: dns.zone,
+        name: dns.name,
+        replicas_name: dns.replicas_name,
+        ttl_seconds: u32::try_from(dns.ttl.0 / 1_000).unwrap_or(u32::MAX),
+        key,
+        timeout: DNS_TIMEOUT,
+    };
+    adapters::dns::check(&place).map_err(refused)?;
+    Ok(place)
+}
+
 /// The first line of a file that nobody else may read.
 fn password_from(path: &std::path::Path) -> Result<String, Trouble> {
     use std::os::unix::fs::PermissionsExt;
@@ -446,16 +477,15 @@ fn password_from(path: &std::path::Path) -> Result<String, Trouble> {
         && mode & 0o077 != 0
     {
         return Err(Trouble::secret_exposed(
-            format!("{} holds a password and has mode {mode:04o}", path.display()),
+            format!("{} holds a secret and has mode {mode:04o}", path.display()),
             format!("chmod 0600 {}", path.display()),
         ));
     }
     let text = node_file::read_text(path)?;
     match text.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
         Some(line) => Ok(line.to_owned()),
-        None => Err(Trouble::config_bad_value(
-            format!("{} is empty", path.display()),
-            "write the password of `consensus.user` in its first line",
-        )),
+        None => {
+            Err(Trouble::config_bad_value(format!("{} is empty", path.display()), "write the secret in its first line"))
+        }
     }
 }

@@ -90,6 +90,10 @@ pub struct NodeFile {
     pub api: Listen,
     /// The database; absent for a witness.
     pub postgresql: Option<PostgresqlNode>,
+    /// Programs to run when something happens to this node.
+    pub hooks: keeper::Hooks,
+    /// Names in DNS that lead to the primary.
+    pub dns: Option<tellers::Dns>,
     /// The consensus store.
     pub consensus: ConsensusChoice,
     /// The router beside the keeper, if there is to be one.
@@ -110,6 +114,8 @@ impl NodeFile {
             ("[keeper]", self.keeper != new.keeper),
             ("[api]", self.api != new.api),
             ("[postgresql]", self.postgresql != new.postgresql),
+            ("[hooks]", self.hooks != new.hooks),
+            ("[dns]", self.dns != new.dns),
             ("[consensus]", self.consensus != new.consensus),
             ("router.listen", self.router_listen() != new.router_listen()),
         ];
@@ -240,6 +246,32 @@ pub const KEYS: &[KeyDoc] = &[
         "List of further directories for the server's Unix socket, as in `[\"/var/run/postgresql\"]`, where local clients look for it.",
     ),
     key(
+        "hooks.on_start",
+        "none",
+        "Program and arguments to run when the server came up: see [operations](operations.md#hooks).",
+    ),
+    key("hooks.on_stop", "none", "The same when it went down."),
+    key("hooks.on_role_change", "none", "The same when the node became primary, or a replica."),
+    key("hooks.on_failover", "none", "The same when a change of primary is complete; on the new primary alone."),
+    key("hooks.timeout", "`\"30s\"`", "How long a hook may run before it is killed with all that it started."),
+    key(
+        "hooks.run_as",
+        "user of the server",
+        "Operating system user of the hooks; `\"root\"` only where it is asked for.",
+    ),
+    key(
+        "dns.server",
+        "",
+        "`host:port` of the zone's primary server, told by RFC 2136 updates: see [operations](operations.md#names-in-dns). Write the same `[dns]` on every node.",
+    ),
+    key("dns.zone", "", "The zone."),
+    key("dns.name", "", "The name that leads to the primary."),
+    key("dns.replicas_name", "none", "A name that leads to the replicas that are fit to be read."),
+    key("dns.ttl", "`\"5s\"`", "How long resolvers may keep an answer, in whole seconds."),
+    key("dns.key_name", "none", "Name of the key (TSIG) with which updates are signed."),
+    key("dns.key_algorithm", "`\"hmac-sha256\"`", "Its algorithm; also `hmac-sha384`, `hmac-sha512`."),
+    key("dns.key_file", "none", "File with its secret, in base 64, in the first line; mode 0600."),
+    key(
         "consensus.kind",
         "`\"embedded\"`",
         "`\"embedded\"`: the keepers vote among themselves. `\"etcd\"`: an etcd v3 that is there already.",
@@ -255,11 +287,14 @@ pub const KEYS: &[KeyDoc] = &[
     key("consensus.ca_file", "none", "For etcd: CA of its certificates."),
 ];
 
-const ROOT_KEYS: &[&str] = &["name", "site", "state_dir", "keeper", "api", "postgresql", "consensus", "router"];
+const ROOT_KEYS: &[&str] =
+    &["name", "site", "state_dir", "keeper", "api", "postgresql", "hooks", "dns", "consensus", "router"];
 const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
 const API_KEYS: &[&str] = &["listen", "advertise"];
 const POSTGRESQL_KEYS: &[&str] =
     &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "tablespace_root", "socket_dirs"];
+const HOOK_KEYS: &[&str] = &["on_start", "on_stop", "on_role_change", "on_failover", "timeout", "run_as"];
+const DNS_KEYS: &[&str] = &["server", "zone", "name", "replicas_name", "ttl", "key_name", "key_algorithm", "key_file"];
 const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "prefix", "user", "password_file", "ca_file"];
 /// Keys of the cluster settings, which people look for in the node file.
 const CLUSTER_KEYS: &[&str] = &[
@@ -304,6 +339,11 @@ impl Reader<'_> {
             Some(section) => Some(self.postgresql(section, host)?),
             None => None,
         };
+        let hooks = self.table(table, "hooks").map_or_else(keeper::Hooks::default, |section| self.hooks(section));
+        let dns = match self.table(table, "dns") {
+            Some(section) => Some(self.dns(section)?),
+            None => None,
+        };
         let consensus = match self.table(table, "consensus") {
             Some(section) => self.consensus(section)?,
             None => ConsensusChoice::Embedded,
@@ -317,6 +357,8 @@ impl Reader<'_> {
             stop_database,
             api: api?,
             postgresql,
+            hooks,
+            dns,
             consensus,
             router: None,
         })
@@ -342,7 +384,7 @@ impl Reader<'_> {
             None => default,
         };
         let advertise = match self.text_of(section, table, "advertise") {
-            Some((text, span)) => self.host_and_port(section, text, span)?,
+            Some((text, span)) => self.host_and_port(section, "advertise", text, span)?,
             None if table.contains_key("advertise") => return None,
             None if listen.ip().is_unspecified() => {
                 let reason = format!(
@@ -611,14 +653,20 @@ impl Reader<'_> {
         }
     }
 
-    fn host_and_port(&mut self, section: &str, text: String, span: std::ops::Range<usize>) -> Option<String> {
+    fn host_and_port(
+        &mut self,
+        section: &str,
+        key: &str,
+        text: String,
+        span: std::ops::Range<usize>,
+    ) -> Option<String> {
         let sound = text.rsplit_once(':').is_some_and(|(host, port)| {
             !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok_and(|port| port != 0)
         });
         if sound {
             return Some(text);
         }
-        let reason = format!("`{section}.advertise` is `{text}`, which is not HOST:PORT");
+        let reason = format!("`{section}.{key}` is `{text}`, which is not HOST:PORT");
         self.add(
             span,
             Trouble::config_bad_value(reason, "write a name or address and a port, as in \"db1.example.org:7432\""),
@@ -675,6 +723,8 @@ fn wrong_type(section: &str, key: &str, wanted: &str, found: &DeValue<'_>, hint:
     let path = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
     Trouble::config_bad_value(format!("`{path}` must be {wanted}, but is of type {}", found.type_str()), hint)
 }
+
+pub mod tellers;
 
 #[cfg(test)]
 #[path = "node_file_tests.rs"]

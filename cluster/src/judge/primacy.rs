@@ -2,7 +2,7 @@
 
 use super::problems::Found;
 use super::{Scene, words};
-use model::failover::FailoverPhase;
+use model::failover::{Failover, FailoverPhase};
 use model::status::{PausedStatus, PlannedStatus, Severity};
 use model::units::Millis;
 use model::{ClusterState, NodeId};
@@ -46,10 +46,17 @@ pub(crate) fn planned(state: &ClusterState) -> Option<PlannedStatus> {
 }
 
 /// The change of primary in progress: its id and a sentence.
-pub(crate) fn in_progress(state: &ClusterState) -> Option<(String, String)> {
-    let failover = state.failover.as_ref()?;
-    let name =
-        |id: NodeId| state.members.get(&id).map_or_else(|| format!("node {id}"), |member| member.name.to_string());
+pub(crate) fn in_progress(scene: &Scene<'_>) -> Option<(String, String)> {
+    let failover = scene.state.failover.as_ref()?;
+    Some((failover.id.clone(), format!("{}: {}", change(scene)?, failover.because)))
+}
+
+/// The change of primary in progress in a few words: who follows whom, in which epoch, how far, for how long.
+pub(crate) fn change(scene: &Scene<'_>) -> Option<String> {
+    let failover = scene.state.failover.as_ref()?;
+    let name = |id: NodeId| {
+        scene.state.members.get(&id).map_or_else(|| format!("node {id}"), |member| member.name.to_string())
+    };
     let from = name(failover.from);
     let what = match (failover.phase, failover.winner) {
         (FailoverPhase::Drain, _) => format!("{from} stops in order"),
@@ -60,5 +67,14 @@ pub(crate) fn in_progress(state: &ClusterState) -> Option<(String, String)> {
             format!("a successor of {from} is being found")
         }
     };
-    Some((failover.id.clone(), format!("{what}: {}", failover.because)))
+    let since = failover.entered(failover.phase).unwrap_or(failover.started_at);
+    let lasts = Millis(u64::try_from(scene.wall.millis_since(since)).unwrap_or(0));
+    let phase = failover.phase.as_str();
+    Some(format!("{what} (epoch {}, {phase} for {})", failover.epoch, words::span(lasts)))
+}
+
+/// Whether a node accepts writes because it is taking over: promoted, and its first commit not settled yet.
+pub(crate) fn takes_over(state: &ClusterState, id: NodeId) -> bool {
+    let promotes = |failover: &Failover| failover.phase == FailoverPhase::Promote && failover.winner == Some(id);
+    state.failover.as_ref().is_some_and(promotes)
 }

@@ -73,6 +73,7 @@ pub(crate) fn all(
         found.extend(certificate(scene, member));
         found.extend(disk(scene, member));
         found.extend(slots(scene, member));
+        found.extend(outside(scene, member));
     }
     found
 }
@@ -81,7 +82,9 @@ fn primary_down(scene: &Scene<'_>, standing: &PrimaryStanding) -> Option<Found> 
     let PrimaryStanding::Down { why, next } = standing else { return None };
     let id = scene.state.rule.primary;
     let name = scene.state.members.get(&id).map_or("?", |member| member.name.as_str());
-    let texts = [format!("primary {name} does not accept writes"), why.clone(), next.clone()];
+    // Who wants to help while a successor is on its way would be in its way.
+    let next = super::primacy::change(scene).map_or_else(|| next.clone(), |change| format!("nothing: {change}"));
+    let texts = [format!("primary {name} does not accept writes"), why.clone(), next];
     let heard = scene.seen(id).filter(|_| scene.current(id).is_none()).map(|seen| seen.heard_at);
     Some(Found::new("ST2205", Severity::Critical, Some(id), texts).since(heard))
 }
@@ -176,7 +179,7 @@ fn redundancy(
 
 fn unexpected_primary(scene: &Scene<'_>, member: &Member) -> Option<Found> {
     let facts = scene.current_facts(member.id).filter(|facts| !facts.in_recovery)?;
-    if member.id == scene.state.rule.primary {
+    if member.id == scene.state.rule.primary || super::primacy::takes_over(scene.state, member.id) {
         return None;
     }
     let primary = scene.state.primary().map_or("?", |member| member.name.as_str());
@@ -488,4 +491,17 @@ fn slots(scene: &Scene<'_>, member: &Member) -> Option<Found> {
         false => format!("slot {} on {} keeps {kept} of log", slot.name, member.name),
     };
     Some(Found::new("ST3023", Severity::Warning, Some(member.id), [what, cause, next]))
+}
+
+/// What a node fails to tell the world outside. The database is none the worse for it.
+fn outside(scene: &Scene<'_>, member: &Member) -> Vec<Found> {
+    let Some(seen) = scene.current(member.id) else { return Vec::new() };
+    let found = seen.sample.outside.troubles.iter().map(|trouble| {
+        let code = known_code(&trouble.code);
+        // A hook is the owner's program; an address that points to the wrong server is our own failure.
+        let severity = if code == "ST2311" { Severity::Info } else { Severity::Warning };
+        let texts = [format!("{}: {}", member.name, trouble.what), trouble.cause.clone(), trouble.next.clone()];
+        Found::new(code, severity, Some(member.id), texts)
+    });
+    found.collect()
 }

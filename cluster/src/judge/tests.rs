@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::scenes::{AT, SALT, WALL, consensus, member, observed, parsed, state};
+use model::failover::{Failover, FailoverKind, FailoverPhase, PhaseTime};
 use model::observe::{CloneProgress, NodeSample, PendingRestart, Receiver};
 use model::settings::{CommitMode, Size, Span};
 use model::state::{ReplicaKind, Role};
 use model::status::{LinkStatus, NodeStatus};
-use model::units::Timeline;
+use model::units::{Epoch, Timeline};
 use std::sync::Arc;
 
 mod anything;
@@ -366,6 +367,50 @@ fn a_second_primary_is_the_worst_problem() {
     assert_eq!(brief(&status)[0], ("ST3022", CRITICAL, "n3"));
     assert_eq!(status.problems[0].what, "n3 accepts writes although n1 is the primary");
     assert_eq!(status.verdict, Verdict::Degraded);
+}
+
+/// An attempt that chose `winner` three seconds ago.
+fn promoting(winner: u64) -> Failover {
+    Failover {
+        id: "fo_2".into(),
+        epoch: Epoch(2),
+        from: NodeId(1),
+        kind: FailoverKind::Automatic,
+        because: "n1 does not answer".into(),
+        actor: "cluster".into(),
+        request: String::new(),
+        phase: FailoverPhase::Promote,
+        recruited: BTreeMap::new(),
+        refused: BTreeMap::new(),
+        winner: Some(NodeId(winner)),
+        next: None,
+        unsettled: Vec::new(),
+        loss_bytes: None,
+        started_at: WallTime(WALL.0 - 4_000),
+        phases: vec![PhaseTime { phase: FailoverPhase::Promote, at: WallTime(WALL.0 - 3_000) }],
+        ended_because: String::new(),
+    }
+}
+
+#[test]
+fn the_winner_of_a_change_in_progress_is_expected_to_accept_writes_and_nobody_else_is() {
+    let mut world = World::new(3);
+    world.state.failover = Some(promoting(2));
+    world.set(1, ServerState::Stopped);
+    let facts = world.facts(2);
+    (facts.in_recovery, facts.timeline, facts.written) = (false, Timeline(2), Some(AT));
+    let status = world.look();
+    let change = "n2 takes over from n1 (epoch 2, promote for 3.0 s)";
+    assert!(brief(&status).iter().all(|(code, ..)| *code != "ST3022"), "{:?}", brief(&status));
+    assert_eq!(status.sentence, format!("the primary is being changed: {change}"));
+    assert_eq!(status.failover, Some(("fo_2".into(), format!("{change}: n1 does not answer"))));
+    let down = status.problems.iter().find(|problem| problem.code == "ST2205").expect("no writes are taken");
+    assert_eq!(down.next, format!("nothing: {change}"));
+
+    world.state.failover = Some(promoting(3));
+    assert!(brief(&world.look()).contains(&("ST3022", CRITICAL, "n2")), "n3 was chosen, n2 was not");
+    world.state.failover = Some(Failover { phase: FailoverPhase::Recruit, ..promoting(2) });
+    assert!(brief(&world.look()).contains(&("ST3022", CRITICAL, "n2")), "nobody was chosen yet");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header::HeaderMap};
 use console::Backend;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use http_body_util::BodyExt;
 use model::observe::{CloneProgress, ConsensusView, Receiver, Sender, ServerFacts, Slot};
 use model::state::{HistoryEvent, Identity, LineageEntry, TokenRecord};
@@ -47,6 +48,9 @@ impl Backend for Fake {
     }
     fn liveness(&self) -> Millis {
         self.age
+    }
+    fn changes(&self) -> BoxStream<'static, ()> {
+        Box::pin(futures_util::stream::empty())
     }
     fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>> {
         Box::pin(async move {
@@ -190,6 +194,7 @@ pub fn sample(node: u64, server: ServerState, facts: Option<ServerFacts>) -> Nod
         wall: NOW,
         doing: None,
         last_error: None,
+        outside: Default::default(),
         keeper_pid: 1000,
         program_version: "0.1.0".to_owned(),
         certificate_expires_at: Some(WallTime(NOW.0 + 86_400_000)),

@@ -3,6 +3,7 @@
 mod backend;
 mod commands;
 mod documents;
+mod events;
 mod health;
 mod hostile;
 mod metrics;

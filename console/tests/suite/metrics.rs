@@ -131,10 +131,41 @@ async fn hostile_text_in_labels_is_escaped() {
     assert!(!text.lines().any(|line| line.starts_with("evil_metric")), "{text}");
 }
 
+/// One that took so many milliseconds to choose the new primary, and ten times that to promote it.
+fn failover(epoch: u64, choosing_ms: i64) -> model::failover::Failover {
+    serde_json::from_value(serde_json::json!({
+        "id": format!("fo_{epoch}"), "epoch": epoch, "from": 1, "kind": "automatic", "because": "n1 is silent",
+        "actor": "stemma", "phase": "done", "started_at": 0,
+        "phases": [{"phase": "recruit", "at": 0}, {"phase": "promote", "at": choosing_ms},
+            {"phase": "done", "at": 11 * choosing_ms}],
+    }))
+    .expect("a change of primary")
+}
+
+#[tokio::test]
+async fn changes_of_primary_are_counted_once_and_outlive_the_list_that_is_kept() {
+    let mut fake = Fake::healthy("n1");
+    fake.state.as_mut().expect("known").failovers = vec![failover(2, 40), failover(3, 40)];
+    let fake = std::sync::Arc::new(fake);
+    for _scrape in 0..2 {
+        let text = fake.get("/metrics").await.text();
+        let line = "stemma_failovers_total{cluster=\"orders\",cause=\"automatic\",result=\"done\"} 2";
+        assert!(text.lines().any(|found| found == line), "{text}");
+        for (phase, bound, within) in [("recruit", "0.05", 2), ("promote", "0.25", 0), ("promote", "0.5", 2)] {
+            let line = format!(
+                "stemma_failover_phase_seconds_bucket{{le=\"{bound}\",cluster=\"orders\",phase=\"{phase}\"}} {within}"
+            );
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        assert!(text.contains("stemma_hook_failures_total{cluster=\"orders\",node=\"n1\"} 0"), "{text}");
+    }
+}
+
 #[tokio::test]
 async fn prometheus_finds_nothing_to_complain_about() {
     let mut fake = Fake::healthy("n1");
     fake.status.nodes[2].clone = Some(clone_progress());
+    fake.state.as_mut().expect("known").failovers = vec![failover(2, 40)];
     for text in [
         scrape(fake).await,
         scrape(Fake::degraded("n2")).await,
@@ -144,8 +175,16 @@ async fn prometheus_finds_nothing_to_complain_about() {
         // Checked without any tool: every name has help and type once, and no counter suffix lies.
         for name in names(&text) {
             assert_eq!(text.matches(&format!("# HELP {name} ")).count(), 1, "{name}");
-            assert_eq!(text.matches(&format!("# TYPE {name} gauge")).count(), 1, "{name}");
-            assert!(!name.ends_with("_total") && !name.ends_with("_ms"), "{name}");
+            let histogram = name == "stemma_failover_phase_seconds";
+            let kind = if histogram {
+                "histogram"
+            } else if name.ends_with("_total") {
+                "counter"
+            } else {
+                "gauge"
+            };
+            assert_eq!(text.matches(&format!("# TYPE {name} {kind}")).count(), 1, "{name}");
+            assert!(!name.ends_with("_ms"), "{name}");
         }
         promtool(&text);
     }

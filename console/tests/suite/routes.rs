@@ -44,6 +44,7 @@ fn no_route_goes_undescribed() {
     let sources = [
         ("server", include_str!("../../src/server.rs")),
         ("v1", include_str!("../../src/v1.rs")),
+        ("events", include_str!("../../src/events.rs")),
         ("patroni", include_str!("../../src/patroni.rs")),
         ("primacy", include_str!("../../src/primacy.rs")),
         ("replication", include_str!("../../src/replication.rs")),
@@ -80,6 +81,8 @@ fn no_route_goes_undescribed() {
         "/v1/operations/{id}",
         "/v1/operations/{id}/cancel",
         "/v1/history",
+        "/v1/events",
+        "/v1/topology",
         "/v1/tokens",
         "/v1/tokens/{id}",
         "/v1/nodes/{name}/rejoin",

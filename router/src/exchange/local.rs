@@ -84,7 +84,7 @@ impl Exchange {
 
     /// Whether the client's next bytes are for `answer`.
     pub fn is_local(&self) -> bool {
-        self.local != Local::No
+        self.local != Local::No || self.discard
     }
 
     /// Answers what the client sent. Returns how many bytes were used.
@@ -101,6 +101,10 @@ impl Exchange {
                 self.client_skip -= take;
                 at += take;
             }
+            if self.client_skip > 0 {
+                return Ok((at, Answered::More));
+            }
+            self.discard = false;
             if self.local == Local::No {
                 return Ok((at, Answered::Done));
             }

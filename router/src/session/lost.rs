@@ -92,6 +92,7 @@ impl Session {
         self.server = None;
         *self.entry.running.borrow_mut() = None;
         self.exchange.server_lost(&mut self.statements);
+        self.exchange.rewind();
         let rest = std::mem::take(&mut self.inbox);
         self.inbox = std::mem::take(&mut self.kept);
         self.inbox.extend_from_slice(&rest);

@@ -2,6 +2,8 @@
 
 mod cert;
 mod config;
+pub mod events;
+pub mod export;
 mod history;
 mod local;
 mod node;
@@ -50,6 +52,8 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Op(command) => op::run(&context, command).await,
         Command::History { limit, failovers: true } => history::failovers(&context, limit).await,
         Command::History { limit, failovers: false } => history::run(&context, limit).await,
+        Command::Export(command) => export::run(&context, command).await,
+        Command::Events(args) => events::run(&context, args).await,
         Command::Rescue(command) => rescue::run(&context, command),
         Command::Cert(command) => cert::run(&context, command).await,
         Command::Explain { code: Some(id), all: false } if primacy::is_change(&id) => {

@@ -1,0 +1,350 @@
+//! What happens in the cluster, as server-sent events, and the topology that they keep up to date.
+//!
+//! What to tell is decided by `Follower`, a machine without clock or network: it compares what one client was told with
+//! what is known now. A client that reads slowly misses no history: the next comparison has all of it, and of what is
+//! only a state (who is primary, the topology) it gets the newest.
+
+use crate::Shared;
+use crate::patroni::known_state;
+use crate::problem::{Problem, Refusal};
+use crate::request::{Query, flag};
+use crate::server::Limits;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use futures_util::stream::{BoxStream, Stream, StreamExt};
+use model::failover::{Failover, FailoverKind, FailoverPhase};
+use model::limits::EVENT_CLIENTS_MAX;
+use model::state::HistoryEvent;
+use model::{ClusterState, ClusterStatus, Epoch, Millis, NodeName, PrimaryNow, Topology, Trouble, WallTime};
+use serde::Serialize;
+use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// Where nothing happens, a comment line says this often that the connection lives.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Lag alone is told this often.
+const LAG_INTERVAL: Millis = Millis(1_000);
+/// A stream ends by itself this long before its connection would be cut: it ends whole, and the client asks again.
+const END_BEFORE_CUT: Millis = Millis::from_secs(10);
+
+/// The kinds of events, as named in `only=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    History,
+    Primary,
+    Failover,
+    Topology,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::History, Kind::Primary, Kind::Failover, Kind::Topology];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::History => "history",
+            Kind::Primary => "primary",
+            Kind::Failover => "failover",
+            Kind::Topology => "topology",
+        }
+    }
+}
+
+/// One phase of a change of primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct PhaseNews {
+    /// `fo_` and the epoch.
+    id: String,
+    epoch: Epoch,
+    kind: &'static str,
+    phase: FailoverPhase,
+    from: Option<NodeName>,
+    winner: Option<NodeName>,
+    because: String,
+    at: WallTime,
+}
+
+/// Events that this node has not any more, or never had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Gap {
+    /// The last one that the client has.
+    since: u64,
+    /// The oldest that is kept; absent where none is.
+    oldest: Option<u64>,
+    /// The newest that there is.
+    newest: u64,
+    text: String,
+}
+
+/// Something to be told.
+#[derive(Clone, Debug, PartialEq)]
+enum News {
+    Gap(Gap),
+    History(HistoryEvent),
+    Primary(PrimaryNow),
+    Failover(PhaseNews),
+    Topology(Box<Topology>),
+}
+
+impl News {
+    fn into_event(self) -> Event {
+        let event = Event::default();
+        let made = match self {
+            News::Gap(gap) => event.event("gap").json_data(gap),
+            // The only kind that carries an id: it is what a client resumes from.
+            News::History(what) => event.id(what.seq.to_string()).event("history").json_data(what),
+            News::Primary(primary) => event.event("primary").json_data(primary),
+            News::Failover(phase) => event.event("failover").json_data(phase),
+            News::Topology(topology) => event.event("topology").json_data(*topology),
+        };
+        made.unwrap_or_else(|error| Event::default().comment(format!("not written: {error}")))
+    }
+}
+
+/// What one client was told.
+struct Follower {
+    only: BTreeSet<Kind>,
+    /// The last event of the history that it has.
+    seq: u64,
+    /// Whether it was said that some are missing.
+    joined: bool,
+    primary: Option<PrimaryNow>,
+    /// The change of primary told last, and how many of its phases.
+    phases: (Epoch, usize),
+    topology: Option<(Topology, Millis)>,
+}
+
+impl Follower {
+    /// A client that has the history up to `since`, or asks for what happens from now on.
+    fn new(only: BTreeSet<Kind>, since: Option<u64>, state: &ClusterState) -> Follower {
+        let newest = state.history.last().map_or(0, |event| event.seq);
+        let ended = state.failovers.last().map_or((Epoch(0), 0), |last| (last.epoch, last.phases.len()));
+        Follower { only, seq: since.unwrap_or(newest), joined: false, primary: None, phases: ended, topology: None }
+    }
+
+    /// All that this client has not been told. `age` is the time since it came.
+    fn news(&mut self, state: &ClusterState, status: &ClusterStatus, age: Millis) -> Vec<News> {
+        let mut news = Vec::new();
+        // What happened comes before what is so now: who reads in order never sees a primary it has not heard of.
+        if self.only.contains(&Kind::History) {
+            self.history(state, &mut news);
+        }
+        if self.only.contains(&Kind::Failover) {
+            self.failovers(state, &mut news);
+        }
+        let primary = PrimaryNow::of(state);
+        if self.only.contains(&Kind::Primary) && self.primary.as_ref() != Some(&primary) {
+            self.primary = Some(primary.clone());
+            news.push(News::Primary(primary));
+        }
+        if self.only.contains(&Kind::Topology) {
+            self.topology(Topology::of(state, status), age, &mut news);
+        }
+        news
+    }
+
+    fn history(&mut self, state: &ClusterState, news: &mut Vec<News>) {
+        let oldest = state.history.first().map(|event| event.seq);
+        let newest = state.history.last().map_or(0, |event| event.seq);
+        if newest < self.seq {
+            let text = "this cluster's history ends before the event you have: the store was made anew or restored";
+            news.push(News::Gap(Gap { since: self.seq, oldest, newest, text: text.to_owned() }));
+            // All there is: of a history that is another one, nothing was seen.
+            self.seq = 0;
+        } else if oldest.is_some_and(|oldest| oldest > self.seq + 1) && (self.seq > 0 || self.joined) {
+            let text = "events between were dropped: only the newest are kept";
+            news.push(News::Gap(Gap { since: self.seq, oldest, newest, text: text.to_owned() }));
+        }
+        self.joined = true;
+        let unseen = state.history.iter().filter(|event| event.seq > self.seq).cloned();
+        news.extend(unseen.map(News::History));
+        self.seq = newest;
+    }
+
+    fn failovers(&mut self, state: &ClusterState, news: &mut Vec<News>) {
+        for failover in state.failovers.iter().chain(&state.failover) {
+            let told = match failover.epoch.cmp(&self.phases.0) {
+                std::cmp::Ordering::Less => continue,
+                std::cmp::Ordering::Equal => self.phases.1,
+                std::cmp::Ordering::Greater => 0,
+            };
+            news.extend(failover.phases.iter().skip(told).map(|phase| {
+                News::Failover(PhaseNews { phase: phase.phase, at: phase.at, ..phase_news(state, failover) })
+            }));
+            self.phases = (failover.epoch, failover.phases.len());
+        }
+    }
+
+    fn topology(&mut self, topology: Topology, age: Millis, news: &mut Vec<News>) {
+        let due = match &self.topology {
+            None => true,
+            Some((told, at)) => {
+                told.differs_in_shape(&topology) || (*told != topology && age.0.saturating_sub(at.0) >= LAG_INTERVAL.0)
+            }
+        };
+        if due {
+            self.topology = Some((topology.clone(), age));
+            news.push(News::Topology(Box::new(topology)));
+        }
+    }
+}
+
+fn phase_news(state: &ClusterState, failover: &Failover) -> PhaseNews {
+    let name = |id| state.members.get(&id).map(|member| member.name.clone());
+    PhaseNews {
+        id: failover.id.clone(),
+        epoch: failover.epoch,
+        kind: match failover.kind {
+            FailoverKind::Automatic => "automatic",
+            FailoverKind::Switchover { .. } => "switchover",
+            FailoverKind::Forced { .. } => "forced",
+        },
+        phase: failover.phase,
+        from: name(failover.from),
+        winner: failover.winner.and_then(name),
+        because: failover.because.clone(),
+        at: failover.started_at,
+    }
+}
+
+/// Room for those who follow.
+#[derive(Clone)]
+pub(crate) struct Places {
+    free: Arc<Semaphore>,
+    /// How long one stream may last.
+    life: Duration,
+}
+
+impl Places {
+    pub(crate) fn new(limits: &Limits) -> Places {
+        let life = Millis(limits.connection.0.saturating_sub(END_BEFORE_CUT.0)).duration();
+        // Never so many that nobody could ask anything else any more.
+        let most = EVENT_CLIENTS_MAX.min(limits.connections_max / 2);
+        Places { free: Arc::new(Semaphore::new(most)), life }
+    }
+
+    fn take(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.free.clone().try_acquire_owned().map_err(|_| {
+            let trouble = Trouble::unreachable(
+                "as many programs as may follow this node's events",
+                "ask another node, or again in a moment",
+            );
+            Refusal::with_status(trouble, StatusCode::SERVICE_UNAVAILABLE)
+        })
+    }
+}
+
+/// One client's stream.
+struct Telling {
+    backend: Shared,
+    changes: BoxStream<'static, ()>,
+    follower: Follower,
+    pending: VecDeque<News>,
+    since: Instant,
+    until: Instant,
+    follow: bool,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Telling {
+    async fn next(mut self) -> Option<(News, Telling)> {
+        loop {
+            if let Some(news) = self.pending.pop_front() {
+                return Some((news, self));
+            }
+            if !self.follow {
+                return None;
+            }
+            // Lag that moved while it was not due must be told without another change, hence the timer.
+            tokio::select! {
+                changed = self.changes.next() => changed?,
+                () = tokio::time::sleep(LAG_INTERVAL.duration()) => {}
+                () = tokio::time::sleep_until(self.until) => return None,
+            }
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        if let Some(state) = self.backend.state() {
+            let age = Millis(u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX));
+            self.pending.extend(self.follower.news(&state, &self.backend.status(), age));
+        }
+    }
+}
+
+fn kinds(query: &Query) -> Result<BTreeSet<Kind>, Refusal> {
+    let Some(text) = query.get("only") else { return Ok(Kind::ALL.into()) };
+    let read = |word: &str| Kind::ALL.into_iter().find(|kind| kind.as_str() == word);
+    let kinds: Option<BTreeSet<Kind>> = text.split(',').map(read).collect();
+    let hint = "separate with commas: history, primary, failover, topology";
+    kinds.ok_or_else(|| Trouble::bad_request("`only` names a kind of event that there is not", hint).into())
+}
+
+/// `Last-Event-ID` is what a client sends by itself when it comes back, and so newer than the address it first asked.
+fn since(query: &Query, headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let read = |text: &str| {
+        let refused = || Trouble::bad_request("the event to go on from is not a number", "send the seq of an event");
+        text.parse::<u64>().map_err(|_| Refusal::from(refused()))
+    };
+    last.or_else(|| query.get("since")).map(read).transpose()
+}
+
+/// What happens, as server-sent events. `history` events carry their number as `id`; `since` or `Last-Event-ID` goes on
+/// after one (0 for all that are kept), a `gap` event says honestly when some are missing. `primary`, `failover` and
+/// `topology` tell how it is at the beginning and whenever it changes. `only` names the kinds wanted; `follow=false`
+/// ends after what is known now.
+#[utoipa::path(get, path = "/v1/events", tag = "v1",
+    params(("since" = Option<u64>, Query), ("only" = Option<String>, Query), ("follow" = Option<bool>, Query),
+        ("Last-Event-ID" = Option<u64>, Header)),
+    responses((status = 200, content_type = "text/event-stream", body = String), (status = 400, body = Problem),
+        (status = 503, body = Problem)))]
+pub(crate) async fn events(
+    State(backend): State<Shared>,
+    Extension(places): Extension<Places>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, Refusal> {
+    let query = Query::of(uri.query());
+    let (only, since) = (kinds(&query)?, since(&query, &headers)?);
+    let follow = query.get("follow").is_none() || flag(&query, "follow")?;
+    let state = known_state(&backend)?;
+    let now = Instant::now();
+    let mut telling = Telling {
+        // Before the first look: what changes in between wakes the stream.
+        changes: backend.changes(),
+        follower: Follower::new(only, since, &state),
+        pending: VecDeque::new(),
+        since: now,
+        until: now + places.life,
+        follow,
+        _place: places.take()?,
+        backend,
+    };
+    telling.look();
+    let stream = futures_util::stream::unfold(telling, Telling::next);
+    let mut response = sse(stream.map(News::into_event)).into_response();
+    // Proxies that gather an answer before they pass it on would hold events back.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+fn sse(events: impl Stream<Item = Event> + Send + 'static) -> impl IntoResponse {
+    let events = events.map(Ok::<Event, Infallible>);
+    Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("heartbeat"))
+}
+
+/// Where the servers are, what each is for, and how far each is: all that a router needs.
+#[utoipa::path(get, path = "/v1/topology", tag = "v1",
+    responses((status = 200, body = Topology), (status = 503, body = Problem)))]
+pub(crate) async fn topology(State(backend): State<Shared>) -> Result<Json<Topology>, Refusal> {
+    Ok(Json(Topology::of(known_state(&backend)?.as_ref(), &backend.status())))
+}
