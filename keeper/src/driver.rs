@@ -318,6 +318,12 @@ impl Driver {
                 self.parts.local.set_doing(Some(what));
                 Ok(false)
             }
+            // A full member's keeper counts in the majority that grants leases, and one that started a moment ago is silent.
+            Desire::MarkActive
+                if self.part.council.just_started(turn.now) && turn.state.value.rule.primary != self.parts.me =>
+            {
+                Ok(false)
+            }
             Desire::MarkActive => {
                 failpoint::pass("active.marking");
                 self.parts.store.update(|state| Ok((arrived(state, me), ()))).await?;

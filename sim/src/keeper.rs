@@ -219,6 +219,11 @@ impl World {
         if self.keeper(node).busy {
             return;
         }
+        if state.rule.primary == id(node) && state.failover.is_none() {
+            let known = self.keeper(node).rule_is_known;
+            let it = &mut self.nodes[node];
+            it.unpromised = state.rule.acks == 0 || (it.unpromised && !known);
+        }
         let (own, others) = self.look(node, local, &state);
         let lied = self.lied_state(&state);
         let keeper = self.keeper(node);

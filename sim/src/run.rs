@@ -118,6 +118,7 @@ fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
         },
         server: Server::stopped(),
         fence_at: None,
+        unpromised: false,
         armed: false,
         clock: (dice.between(1_000_000, 9_000_000), dice.between(0, 9_000) as i64 - 4_500),
         fsync_max: dice.between(0, 8),

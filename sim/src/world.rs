@@ -37,6 +37,8 @@ pub struct Node {
     pub server: Server,
     /// The watcher beside the server kills it at this local time, unless told otherwise.
     pub fence_at: Option<Moment>,
+    /// The watcher was told that the rule promises nothing, or soon may.
+    pub unpromised: bool,
     /// The watcher minds the server although it is not a primary yet: it was told to become one.
     pub armed: bool,
     /// The clock's offset and rate error in parts per million.
@@ -367,7 +369,7 @@ impl World {
         let it = &self.nodes[node];
         // Also one that is only about to be promoted: the order may take effect after the lease.
         let serves = it.server.running == Running::Primary || it.armed;
-        let alone = serves && it.server.running != Running::No && it.server.sync.acks == 0;
+        let alone = serves && it.server.running != Running::No && (it.server.sync.acks == 0 || it.unpromised);
         if alone && it.fence_at.is_none_or(|at| local >= at) {
             self.say(|| format!("n{}: the watcher kills the server: its lease ends", node + 1));
             self.kill_server(node);

@@ -97,3 +97,10 @@ fn every_mutant_is_caught_and_its_seeds_are_sound_without_it() {
         assert_eq!(run_in(seed, Mutant::None, mode, false).broken, None, "{mutant:?}, seed {seed}");
     }
 }
+
+/// The rule promised nothing any more, the server still waited for a replica whose keeper slept: neither the lease nor
+/// that replica kept an old primary from acknowledging after it was replaced.
+#[test]
+fn seed_9008777_a_rule_that_promises_nothing_needs_the_lease_whatever_the_server_waits_for() {
+    check(9_008_777);
+}

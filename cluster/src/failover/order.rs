@@ -10,6 +10,8 @@
 //! * `Stop { kill: true }`: every process of the server, orphan backends included, seen gone.
 //! * The watcher that enforces the lease minds the server from *before* `StartPrimary` and `Promote` are carried out: both
 //!   may take effect when the lease has ended.
+//! * From before a rule without acknowledgements is written until one with them is known to be in force, the watcher
+//!   enforces the lease as well, whatever the server itself waits for; and such a rule is written only under the lease.
 //! * Facts of the server are read after the state that is given.
 
 use super::candidate::{self, Choice, choose};
@@ -207,11 +209,15 @@ pub enum Action {
 /// What this node must do now.
 pub fn next(view: &View<'_>) -> Option<Action> {
     // The watcher enforces this by itself, on time; here it is said once more for a keeper that starts.
+    // Whether its server waits for nobody or its rule promises nothing: in both cases others may replace it without
+    // asking those that it waits for.
+    let rule = &view.state.rule;
+    let unpromised = rule.primary == view.me && rule.acks == 0;
     if let Server::Primary { sync, .. } = &view.own.server
-        && sync.acks == 0
+        && (sync.acks == 0 || unpromised)
         && !view.own.lease
     {
-        let because = "it waits for no replica and does not hold the lease".to_owned();
+        let because = "its commits are promised to no replica and it does not hold the lease".to_owned();
         return Some(Action::Stop { kill: true, because });
     }
     match &view.state.failover {
@@ -462,6 +468,9 @@ fn settle(
     }
     let settings = &view.state.settings;
     if settings.strict || view.phase_age < settings.voter_grace.0 {
+        return None;
+    }
+    if confirmed == 0 && !view.own.lease {
         return None;
     }
     // As `sync` would within an epoch: fewer hold it, so less is promised, through consensus and visibly.

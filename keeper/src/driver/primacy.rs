@@ -65,6 +65,8 @@ pub(super) struct Part {
     answered_at: Moment,
     /// Where its log ended, last time it was seen.
     was_at: Option<Lsn>,
+    /// A rule that promises nothing is in force or may be, as far as this keeper wrote it.
+    unpromised: bool,
     /// Clients are kept out: see `Ghosts`.
     pub(super) ghosts: Ghosts,
     /// The situation in which nothing was left to do.
@@ -130,6 +132,7 @@ impl Part {
             last_seen: None,
             answered_at: now,
             was_at: None,
+            unpromised: false,
             ghosts: Ghosts::None,
             calm: None,
             told: None,
@@ -276,6 +279,9 @@ impl Driver {
         let lineage = self.lineage_of(state, facts.timeline, true)?;
         self.part.was_at = facts.written;
         self.part.ghosts = self.ghosts_left(turn, facts);
+        if state.failover.is_none() && self.rule_sure && state.rule.version >= self.rule_at_least {
+            self.part.unpromised = state.rule.primary == self.parts.me && state.rule.acks == 0;
+        }
         self.part.served = self.part.served.max(lineage.unwrap_or_default());
         if state.failover.is_none()
             && state.rule.primary == self.parts.me
@@ -425,8 +431,9 @@ impl Driver {
 
     /// The lease without which the server must not go on, if it takes writes, or may at any moment, and waits for nobody.
     fn guarded(&self, state: &ClusterState, own: &Own) -> Option<(Epoch, usize)> {
+        let unpromised = self.part.unpromised || (state.rule.primary == self.parts.me && state.rule.acks == 0);
         let alone = match &own.server {
-            Server::Primary { sync, .. } => sync.acks == 0,
+            Server::Primary { sync, .. } => sync.acks == 0 || unpromised,
             Server::Replica { sync, .. } => own.promotion_ordered && sync.acks == 0,
             Server::Starting => self.part.served == state.rule.epoch && state.rule.acks == 0,
             Server::Stopped { .. } => false,
@@ -435,6 +442,23 @@ impl Driver {
         let electors = recruit::electors(state).count();
         let needed = state.members.len() > 2 && electors > 1;
         (alone && needed).then_some((epoch, electors))
+    }
+
+    /// Has the lease enforced from now on, before a rule is written, or a list set, that promises nothing. `false`: the
+    /// lease is not held, and nothing of the kind may be done.
+    pub(super) fn guard_unpromised(&mut self, turn: &Turn) -> bool {
+        let state = &turn.state.value;
+        let Some(epoch) = self.lease_epoch(state) else { return false };
+        let now = crate::clock::now();
+        if !self.part.council.holds_lease(state, epoch, now) {
+            return false;
+        }
+        self.part.unpromised = true;
+        let electors = recruit::electors(state).count();
+        if state.members.len() > 2 && electors > 1 {
+            self.part.council.guard(epoch, electors);
+        }
+        true
     }
 
     fn own_word(&self, turn: &Turn, own: &Own) -> Option<OwnWord> {
@@ -485,6 +509,12 @@ impl Driver {
             self.part.told = Some(action.clone());
         }
         if shared_step::is_shared(&action) {
+            if let Action::Settle { rule, .. } = &action
+                && rule.acks == 0
+                && !self.guard_unpromised(turn)
+            {
+                return Ok(Primacy::Waits);
+            }
             shared_step::write(&self.parts.store, turn.state.version, &action).await?;
             return Ok(Primacy::Acted);
         }

@@ -135,7 +135,9 @@ impl Driver {
     fn note_lineage(&mut self, turn: &Turn, facts: &ServerFacts) {
         let epoch = turn.state.value.rule.epoch;
         let busy = self.lineage_note.as_ref().is_some_and(|task| !task.is_finished());
-        if facts.lineage_epoch == Some(epoch) || busy {
+        // Both places: a keeper may have died between the one and the other.
+        let recorded = turn.state.value.lineage.iter().any(|known| known.epoch >= epoch);
+        if (facts.lineage_epoch == Some(epoch) && recorded) || busy {
             return;
         }
         let (sql, local, store) = (self.sql.clone(), self.parts.local.clone(), self.parts.store.clone());
@@ -186,7 +188,7 @@ impl Driver {
         let voters = self.voter_facts(turn, facts);
         let view = SyncView {
             rule: &state.rule,
-            server,
+            server: server.clone(),
             primary_position: written,
             voters,
             settings: &state.settings,
@@ -204,6 +206,11 @@ impl Driver {
                 }
                 Ok(false)
             }
+            // What promises nothing is only for who holds the lease: others are promoted without asking the replicas then.
+            SyncStep::WriteRule(rule) if rule.acks == 0 && state.rule.acks > 0 && !self.guard_unpromised(turn) => {
+                Ok(false)
+            }
+            SyncStep::WriteServer { acks: 0, .. } if server.acks > 0 && !self.guard_unpromised(turn) => Ok(false),
             SyncStep::WriteRule(rule) => {
                 tracing::info!(acks = rule.acks, voters = ?rule.voters, "durability rule changes");
                 failpoint::pass("rule.writing");

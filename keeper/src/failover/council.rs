@@ -274,6 +274,11 @@ impl Council {
         !patient && inner.holder.verdict(epoch, electors, now, &LEASE) == HolderVerdict::Fence
     }
 
+    /// Has the lease of this epoch enforced at once, not only when the driver says next how the node is.
+    pub fn guard(&self, epoch: Epoch, electors: usize) {
+        self.lock().own.guarded = Some((epoch, electors));
+    }
+
     /// Whether this keeper has only just started and may have held a lease before.
     pub fn just_started(&self, now: Moment) -> bool {
         now.since(self.lock().started_at) < LEASE.term

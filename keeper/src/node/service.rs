@@ -257,6 +257,8 @@ pub(super) async fn be_witness(keeper: &Arc<Keeper>) {
         let member = keeper.store.state().map(|state| (state.version, state.value.members.get(&me).cloned()));
         if let Some((version, member)) = member {
             match member.map(|member| member.stage) {
+                // It will count in the majority that grants leases, and is silent at first.
+                Some(Stage::Joining) if keeper.council.just_started(clock::now()) => {}
                 Some(Stage::Joining) => {
                     let done =
                         keeper.store.update(|state| Ok((admission::complete(state, me, clock::wall()), ()))).await;

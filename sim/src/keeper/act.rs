@@ -185,6 +185,7 @@ impl World {
             Action::Unplan(epoch) => (procedure::unplan(state, epoch, now), "the switchover becomes a failover"),
             Action::Choose(epoch, choice) => (procedure::choose(state, epoch, &choice, now), "a winner is chosen"),
             Action::Settle { epoch, rule, timeline } => {
+                self.nodes[node].unpromised |= rule.acks == 0;
                 (procedure::settle(state, epoch, &rule, timeline, now), "the next rule is in force")
             }
             Action::Undo { epoch, because } => {
@@ -237,10 +238,12 @@ impl World {
                 self.say(|| format!("n{}: the server waits for {acks} of {list:?}", node + 1));
                 self.set_synchronous(node, acks, list);
             }
+            SyncStep::WriteRule(rule) if rule.acks == 0 && !lease => {}
             SyncStep::WriteRule(rule) => {
                 if self.keeper(node).write_since.is_some() {
                     return;
                 }
+                self.nodes[node].unpromised |= rule.acks == 0;
                 let mut open = ClusterState::clone(state);
                 let attempt = open.failover.take();
                 let state = if self.mutant == Mutant::RuleNotFrozen { &open } else { &**state };
