@@ -84,7 +84,7 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 12] = [
     (Mutant::PositionOnly, Some(CommitMode::SemiSync), 157),
     (Mutant::ReportBeforeReplay, None, 2),
     (Mutant::RuleNotFrozen, None, 23),
-    (Mutant::SettleTooEarly, None, 374),
+    (Mutant::SettleTooEarly, None, 2726),
     (Mutant::LeaseNotAwaited, Some(CommitMode::Async), 0),
 ];
 
