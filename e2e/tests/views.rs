@@ -68,7 +68,10 @@ fn lag_is_told_right_where_others_lie() {
 
     // An idle primary: lag stays low and does not grow.
     wait_for("both are in step", PATIENCE, || {
-        ensure!(lag(n1, "n2")?.0 < 0.5 && lag(n1, "n3")?.0 < 0.5);
+        for (observer, name) in [(n1, "n2"), (n1, "n3"), (n2, "n2"), (n2, "n3")] {
+            let (seconds, bytes) = lag(observer, name)?;
+            ensure!(seconds < 0.5 && bytes < 10_000, "{name}: {seconds} s, {bytes} B");
+        }
         Ok(())
     });
     let began = Instant::now();

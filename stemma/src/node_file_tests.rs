@@ -145,7 +145,7 @@ fn a_report_points_at_the_problem() {
     let look = Look { color: false, unicode: true, width: 80, terminal: false };
     assert_eq!(
         report("node.toml", text, &findings, &look),
-        "✖ unknown key `prot` (ST1102)\n  ─ node.toml:3:1\n3 │ prot = 1\n  │ ^^^^\n  hint: known here: name, site, state_dir, keeper, api, postgresql, consensus,\n        router"
+        "✖ unknown key `prot` (ST1102)\n  ─ node.toml:3:1\n3 │ prot = 1\n  │ ^^^^\n  hint: known here: name, site, state_dir, keeper, api, postgresql, hooks, dns,\n        consensus, router"
     );
 }
 
@@ -163,9 +163,15 @@ fn a_command_that_needs_the_file_names_every_problem() {
 #[test]
 fn every_key_of_the_file_has_its_line_in_the_reference() {
     let mut known: Vec<String> = ROOT_KEYS.iter().take(3).map(ToString::to_string).collect();
-    for (section, keys) in
-        [("keeper", KEEPER_KEYS), ("api", API_KEYS), ("postgresql", POSTGRESQL_KEYS), ("consensus", CONSENSUS_KEYS)]
-    {
+    let sections = [
+        ("keeper", KEEPER_KEYS),
+        ("api", API_KEYS),
+        ("postgresql", POSTGRESQL_KEYS),
+        ("hooks", HOOK_KEYS),
+        ("dns", DNS_KEYS),
+        ("consensus", CONSENSUS_KEYS),
+    ];
+    for (section, keys) in sections {
         known.extend(keys.iter().map(|key| format!("{section}.{key}")));
     }
     assert_eq!(KEYS.iter().map(|key| key.key).collect::<Vec<_>>(), known);
