@@ -22,6 +22,13 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, (u32, u32, Vec<u8>)> {
         if path.file_name().is_some_and(|name| name == "postgresql.log") {
             continue;
         }
+        // And a running server writes its pages when it likes.
+        let pages = ["base", "global", "pg_wal", "pg_xact", "pg_multixact", "pg_subtrans", "pg_logical", "pg_stat"];
+        let of_server = |name: &std::ffi::OsStr| pages.iter().any(|dir| name == *dir);
+        let beside = path.parent().is_some_and(|data| data.join("postmaster.pid").exists());
+        if beside && path.file_name().is_some_and(of_server) {
+            continue;
+        }
         if meta.is_dir() {
             waiting.extend(fs::read_dir(&path).expect("readable").map(|entry| entry.expect("readable").path()));
         }
