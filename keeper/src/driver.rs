@@ -92,6 +92,8 @@ pub struct Driver {
     control: Option<Control>,
     lineage: Lineage,
     lineage_asked_at: Option<Moment>,
+    /// Where this replica stands, and why it gets no further: its upstream has removed what comes next.
+    log_gone: Option<(Lsn, String)>,
     reinit_begun: u64,
     written: Option<ServerConfig>,
     /// What a server reads that another hand started; unknown until it was asked.
@@ -150,6 +152,7 @@ impl Driver {
             control: None,
             lineage: Lineage::Unknown,
             lineage_asked_at: None,
+            log_gone: None,
             reinit_begun,
             written: None,
             active: None,
@@ -418,6 +421,9 @@ impl Driver {
     }
 
     fn note(&mut self, facts: &ServerFacts, now: Moment) {
+        // A receiver says "streaming" for a moment even where the next thing it hears is that the log is gone.
+        let at = facts.received.max(facts.replayed);
+        self.log_gone.take_if(|(stuck_at, _)| !facts.in_recovery || at.is_some_and(|at| at > *stuck_at));
         if !facts.in_recovery || facts.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming") {
             self.receiver_seen_at = now;
             if self.may_follow() {
@@ -556,6 +562,7 @@ impl Driver {
         self.discard_half_made().await?;
         self.control = None;
         self.lineage = Lineage::Unknown;
+        self.log_gone = None;
         self.failures = 0;
         self.parts.local.set_phase(Phase::Empty);
         Ok(())

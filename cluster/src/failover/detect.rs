@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Heartbeats that may be missed on a quick network.
-pub const MISSES: u64 = 7;
+pub const MISSES: u64 = 6;
 /// The silence limit never grows beyond this.
 pub const SILENCE_MAX: Millis = Millis(5_000);
 /// A server that answers nobody new for this long, or cannot write, counts as dead though its process lives.

@@ -143,6 +143,7 @@ impl Driver {
                 self.clone_attempts = 0;
                 self.clone_error = None;
                 self.lineage = Lineage::Unknown;
+                self.log_gone = None;
                 self.parts.local.set_phase(Phase::Stopped);
                 Ok(true)
             }
@@ -231,6 +232,9 @@ impl Driver {
             Ok(follows) => self.log_at_upstream(turn, &local, &follows, facts).await?,
             Err(unfit) => Lineage::Diverged { reason: unfit.to_string() },
         };
+        if let Lineage::LogGone { reason } = &self.lineage {
+            self.log_gone = Some((local.position, reason.clone()));
+        }
         Ok(true)
     }
 

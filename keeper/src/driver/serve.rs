@@ -2,7 +2,6 @@
 
 use super::{Driver, Turn, running_facts};
 use crate::clock;
-use cluster::desire::Lineage;
 use cluster::failover::recruit::electors;
 use cluster::history::{self, STEMMA};
 use cluster::slots::SlotStep;
@@ -55,10 +54,8 @@ impl Driver {
         }
         self.parts.local.set_versions(turn.state.version, turn.state.value.settings_version);
         self.parts.local.set_doing(None);
-        self.parts.local.set_error(match &self.lineage {
-            Lineage::LogGone { reason } => Some(("ST3014".to_owned(), reason.clone())),
-            Lineage::Unknown | Lineage::Follows | Lineage::Diverged { .. } => None,
-        });
+        let log_gone = self.log_gone.as_ref();
+        self.parts.local.set_error(log_gone.map(|(_, reason)| ("ST3014".to_owned(), reason.clone())));
         Ok(false)
     }
 

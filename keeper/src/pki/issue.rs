@@ -14,8 +14,9 @@ use std::time::Duration;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509CertificationRequest};
 
 const TRUST_DOMAIN: &str = "spiffe://stemma/";
-/// Clocks of new nodes may run a little behind that of the signer.
-const BACKDATED: Millis = Millis::from_secs(300);
+/// Clocks may run behind that of the signer, and be set back later. Connections are made anew in the middle of a
+/// failover, which must not fail because a certificate is not valid yet by one of the clocks.
+const BACKDATED: Millis = Millis::from_secs(2 * 86_400);
 const CA_VALID: Millis = Millis::from_secs(10 * 365 * 86_400);
 const CSR_BYTES_MAX: usize = 16 << 10;
 
