@@ -319,6 +319,9 @@ impl World {
 
     /// What the mutant makes of the state before the decisions see it.
     fn lied_state(&self, state: &Rc<ClusterState>) -> Rc<ClusterState> {
+        if !matches!(self.mutant, Mutant::RecruitTooFew | Mutant::NonVoterWins | Mutant::ForgetUnsettled) {
+            return state.clone();
+        }
         let mut lied = ClusterState::clone(state);
         match self.mutant {
             Mutant::RecruitTooFew => {
@@ -336,7 +339,7 @@ impl World {
                     failover.unsettled.clear();
                 }
             }
-            _ => return state.clone(),
+            _ => {}
         }
         Rc::new(lied)
     }

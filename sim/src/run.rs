@@ -127,6 +127,30 @@ fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
     }
 }
 
+/// How everything stands, for the end of a story that went wrong.
+fn stands(world: &World) -> Vec<String> {
+    let state = &world.store.state;
+    let mut lines = vec![format!("in force: {:?}", state.rule)];
+    if let Some(it) = &state.failover {
+        lines.push(format!("attempt {}: {:?}, winner {:?}, next {:?}", it.id, it.phase, it.winner, it.next));
+        lines.extend(it.unsettled.iter().map(|it| format!("unsettled: {:?}, began {:?}", it.rule, it.began)));
+    }
+    for (index, node) in world.nodes.iter().enumerate() {
+        let disk = &node.disk;
+        lines.push(format!(
+            "n{}: {:?}, whole {}, log to {} ({} flushed) on timeline {}, {:?}",
+            index + 1,
+            node.server.running,
+            disk.whole,
+            disk.log.len(),
+            disk.flushed,
+            disk.timeline(),
+            disk.ledger
+        ));
+    }
+    lines
+}
+
 /// Runs one seed.
 pub fn run(seed: u64, mutant: Mutant, trace: bool) -> Outcome {
     run_in(seed, mutant, None, trace)
@@ -172,6 +196,9 @@ pub fn run_in(seed: u64, mutant: Mutant, mode: Option<CommitMode>, trace: bool) 
         world.checks.end(&log);
     }
     if let Some(broken) = world.checks.broken.clone() {
+        for line in stands(&world) {
+            world.say(|| line);
+        }
         world.say(|| format!("BROKEN: {broken}"));
     }
     Outcome {

@@ -134,6 +134,8 @@ pub struct World {
     pub healed: bool,
     next_id: u32,
     next_connection: u64,
+    /// A keepalive's load.
+    nothing: Rc<[Entry]>,
     /// Log still arrives at no more than this many milliseconds between client writes.
     pub client_pause: u64,
 }
@@ -168,6 +170,7 @@ impl World {
             healed: false,
             next_id: 1_000,
             next_connection: 0,
+            nothing: Rc::new([]),
             client_pause: 12,
         };
         for node in 0..count {
@@ -323,19 +326,14 @@ impl World {
         if it.server.running != Running::Primary || !it.serves(now) {
             return;
         }
-        let mut waiting = std::mem::take(&mut it.server.waiting);
-        let flushed = it.disk.flushed;
-        let server = &it.server;
-        let mut done = Vec::new();
-        waiting.retain(|(position, id)| {
-            let held = *position <= flushed && server.is_held(*position);
-            if held {
-                done.push((*position, *id));
-            }
-            !held
-        });
+        // Positions grow, so those that are held come first.
+        let held = it.disk.flushed.min(it.server.held_up_to());
+        let count = it.server.waiting.partition_point(|(position, _)| *position <= held);
+        if count == 0 {
+            return;
+        }
+        let done: Vec<_> = it.server.waiting.drain(..count).collect();
         let (epoch, acks) = (it.disk.served, it.server.sync.acks);
-        it.server.waiting = waiting;
         for (position, commit) in done {
             self.checks.acknowledged(now, id(node), epoch, acks, position, commit);
         }
@@ -407,7 +405,7 @@ impl World {
         for (to, sender) in &it.server.senders {
             let start = sender.flushed.min(flushed);
             let end = flushed.min(start + BATCH);
-            let entries: Rc<[Entry]> = it.disk.log[start..end].into();
+            let entries: Rc<[Entry]> = if start == end { self.nothing.clone() } else { it.disk.log[start..end].into() };
             out.push((index(*to), Replication::Data { connection: sender.connection, start, entries }));
         }
         for (to, message) in out {
@@ -455,7 +453,7 @@ impl World {
             return;
         }
         it.server.senders.insert(id(from), Sender { connection, flushed: length, heard_at: now, streaming: false });
-        let message = Replication::Data { connection, start: length, entries: Rc::new([]) };
+        let message = Replication::Data { connection, start: length, entries: self.nothing.clone() };
         self.send(to, from, Event::Replicate(to, from, message));
     }
 

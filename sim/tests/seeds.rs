@@ -104,3 +104,19 @@ fn every_mutant_is_caught_and_its_seeds_are_sound_without_it() {
 fn seed_9008777_a_rule_that_promises_nothing_needs_the_lease_whatever_the_server_waits_for() {
     check(9_008_777);
 }
+
+/// A winner alone lost its lease right after each promotion, before its keeper had seen it. The next order forgot in which
+/// epoch the timeline was begun, so nobody knew what its data was worth, and it was never started again.
+#[test]
+fn seed_9103862_a_promotion_that_nobody_saw_is_not_forgotten() {
+    check(9_103_862);
+}
+
+/// The nodes of the rule in force had begun to copy the data of a winner that was never settled, and were cut off: no quorum
+/// of that rule could be recruited ever again, though the winner itself held everything. The second one without
+/// acknowledgements, where also nobody knew any more how much had been lost before the winner was chosen.
+#[test]
+fn seeds_20019465_and_20018624_a_descendant_of_a_later_winner_closes_an_older_rule() {
+    check(20_019_465);
+    check(20_018_624);
+}

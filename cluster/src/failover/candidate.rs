@@ -150,7 +150,10 @@ pub fn choose(
         let count = rule.voters.iter().filter(|voter| recruited.contains_key(voter)).count() as u32;
         rule.acks > 0 && count >= rule.recruit_quorum.max(1)
     };
-    let unpromised = binding(state).any(|rule| !recruited.contains_key(&rule.primary) && !vouched(rule));
+    // What older rules may have lost was counted when the winner of the best recruit's lineage was chosen.
+    let lineage = best.map(|(_, held)| held.lineage).unwrap_or_default();
+    let unpromised =
+        binding(state).any(|rule| rule.epoch >= lineage && !recruited.contains_key(&rule.primary) && !vouched(rule));
     let forced = matches!(failover.kind, FailoverKind::Forced { .. });
     let mut refused = BTreeMap::new();
     let mut fit = Vec::new();

@@ -2,7 +2,7 @@
 
 use super::ledger::{Ledger, Refused};
 use super::order::{self, Action, Others, Own, Server, Serving, View};
-use super::recruit::{Open, Report};
+use super::recruit::{Closed, Open, Report};
 use super::rejoin::{Rejoin, decide, descent};
 use super::{budget, candidate, detect, lease, procedure, recruit};
 use crate::fixtures::{NOW, three};
@@ -41,9 +41,9 @@ fn a_rule_is_closed_by_its_quorum_of_this_epoch_or_by_its_primary() {
     let open = Open::Voters { epoch: Epoch(1), recruited: 1, needed: 2 };
     assert_eq!(recruit::closed(&state, failover, &reports), Err(open));
     reports.insert(NodeId(3), report(2, Some(held(1, 8))));
-    assert_eq!(recruit::closed(&state, failover, &reports), Ok(()));
+    assert_eq!(recruit::closed(&state, failover, &reports), Ok(Closed::Each));
     let primary = BTreeMap::from([(NodeId(1), report(2, Some(held(1, 9))))]);
-    assert_eq!(recruit::closed(&state, failover, &primary), Ok(()));
+    assert_eq!(recruit::closed(&state, failover, &primary), Ok(Closed::Each));
 }
 
 fn chosen() -> ClusterState {
@@ -76,6 +76,26 @@ fn both_rules_bind_until_the_next_one_is_settled() {
     assert_eq!(settled.lineage.last(), Some(&entry));
 }
 
+/// The rule of epoch 1 could never be closed by its own nodes again, if they gave up what they held for the winner of 2.
+#[test]
+fn a_descendant_of_a_later_winner_closes_an_older_rule_and_owes_it_nothing() {
+    let state = chosen();
+    let again = procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "it died", "stemma", NOW).expect("claimed");
+    let failover = again.failover.as_ref().expect("claimed");
+    let closed = |node, held| {
+        let reports = BTreeMap::from([(NodeId(node), report(3, Some(held)))]);
+        recruit::closed(&again, failover, &reports)
+    };
+    assert_eq!(closed(2, held(2, 9)), Ok(Closed::ByDescent), "the winner of epoch 2 itself");
+    let open = Open::Voters { epoch: Epoch(1), recruited: 1, needed: 2 };
+    assert_eq!(closed(2, held(1, 9)), Err(open.clone()), "it was never promoted");
+    assert_eq!(closed(3, held(2, 12)), Ok(Closed::ByDescent), "the only voter of the rule of epoch 2");
+    assert_eq!(closed(3, held(1, 9)), Err(open), "it never followed that winner");
+    let reports = BTreeMap::from([(NodeId(2), report(3, Some(held(2, 9))))]);
+    let choice = candidate::choose(&again, failover, &reports, None, &super::Policy::default()).expect("a winner");
+    assert_eq!((choice.winner, choice.loss_bytes), (NodeId(2), None));
+}
+
 #[test]
 fn the_rule_is_frozen_while_an_attempt_is_recorded() {
     let state = claimed();
@@ -105,6 +125,20 @@ fn a_promotion_is_known_in_every_crash() {
     assert_eq!(ordered.lineage(Timeline(1)), Some(Epoch(1)), "it has not happened");
     assert_eq!(ordered.lineage(Timeline(2)), Some(Epoch(2)), "it has");
     assert_eq!(ordered.promoted(Timeline(2)).lineage(Timeline(2)), Some(Epoch(2)));
+}
+
+/// A server that is killed right after each of its promotions, before its keeper looks, is promoted again and again.
+#[test]
+fn a_promotion_that_nobody_saw_is_not_forgotten_by_the_next_order() {
+    let ledger = Ledger::default().attach(Epoch(1), Epoch(1), Timeline(1), None).expect("followed");
+    let twice = ledger.promotion(Epoch(2), Timeline(1)).promotion(Epoch(2), Timeline(2));
+    assert_eq!(twice.lineage(Timeline(1)), Some(Epoch(1)));
+    assert_eq!(twice.lineage(Timeline(2)), Some(Epoch(2)), "the second one has not happened");
+    assert_eq!(twice.lineage(Timeline(3)), Some(Epoch(2)), "it has");
+    let thrice = twice.promotion(Epoch(4), Timeline(3));
+    assert_eq!(thrice.lineage(Timeline(3)), Some(Epoch(2)), "begun by the second one, whatever comes of the third");
+    let follows = twice.attach(Epoch(5), Epoch(5), Timeline(9), Some(Timeline(3))).expect("allowed");
+    assert_eq!(follows.lineage(Timeline(3)), Some(Epoch(2)), "until it receives something, it holds what it began");
 }
 
 #[test]

@@ -28,7 +28,10 @@ impl Acknowledged {
         };
         let all = logs[winner.0 as usize - 1];
         let log = &all[..all.len().min(held.position.0 as usize)];
-        let unpromised = binding(before).any(|rule| rule.acks == 0 && !failover.recruited.contains_key(&rule.primary));
+        // What a rule older than the winner's lineage lost was taken off when the winner of that lineage was chosen.
+        let unpromised = binding(before).any(|rule| {
+            rule.acks == 0 && rule.epoch >= held.lineage && !failover.recruited.contains_key(&rule.primary)
+        });
         if unpromised {
             let count = self.commits.len();
             self.commits.retain(|commit| holds(log, *commit));
