@@ -50,6 +50,10 @@ pub enum Fault {
     Mode(usize, CommitMode),
     /// The store answers again.
     StoreUp,
+    /// A person asks this node to make that one, or the best, the primary, and accepts the loss of so much log.
+    Forced(usize, Option<usize>, u64),
+    /// The civil time of a node jumps: it is wrong by so many milliseconds from now on.
+    WallClock(usize, i64),
 }
 
 /// The faults of a run, with their times.
@@ -60,12 +64,15 @@ pub struct Plan {
 }
 
 const KINDS: usize = 17;
+/// In the wider world.
+const KINDS_WIDE: usize = 19;
 
 impl Plan {
     /// Draws a plan for `nodes` nodes, with faults up to `end`. `timed` says that leases decide: then a frozen machine
     /// is beyond what is promised. `only` narrows the kinds, where it is not empty.
-    pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool, only: &[usize]) -> Plan {
-        let mut kinds: Vec<usize> = (0..KINDS).filter(|_| dice.percent(40)).collect();
+    pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool, only: &[usize], wide: bool) -> Plan {
+        let all = if wide { KINDS_WIDE } else { KINDS };
+        let mut kinds: Vec<usize> = (0..all).filter(|_| dice.percent(40)).collect();
         if !only.is_empty() {
             kinds = only.to_vec();
         }
@@ -111,6 +118,8 @@ fn draw(dice: &mut Dice, kind: usize, nodes: usize) -> Fault {
         14 if dice.percent(50) => Fault::SlowDisk(node, dice.between(5, 300)),
         14 => Fault::NetworkHeals,
         15 => Fault::StoreDown(long),
+        17 => Fault::Forced(node, dice.percent(50).then_some(other), dice.pick(&[0, 20, 200, u64::MAX])),
+        18 => Fault::WallClock(node, dice.between(0, 600_000) as i64 - 300_000),
         _ if dice.percent(15) => Fault::Mode(node, dice.pick(&CommitMode::ALL[1..])),
         _ => Fault::Switchover(node, dice.percent(60).then_some(other)),
     }
@@ -168,6 +177,8 @@ pub(crate) fn strike(world: &mut World, fault: Fault) {
         Fault::NetworkHeals => world.network.heal(),
         Fault::Switchover(node, to) => world.ask_switchover(node, to),
         Fault::Mode(node, mode) => world.ask_mode(node, mode),
+        Fault::Forced(node, to, most) => world.ask_forced(node, to, most),
+        Fault::WallClock(node, offset) => world.nodes[node].wall_offset = offset,
     }
 }
 

@@ -1,11 +1,12 @@
 //! A keeper: asks the pure decisions what to do and does it to its model server, slowly, and possibly killed in between.
 
 mod act;
+mod asked;
 mod look;
 
 use crate::mutant::Mutant;
 use crate::server::Running;
-use crate::world::{Event, TICK, World, id, index};
+use crate::world::{Event, TICK, World, id};
 use cluster::failover::detect::{OwnWord, Said};
 use cluster::failover::lease::{self, Grantor, Holder};
 use cluster::failover::ledger::Ledger;
@@ -67,14 +68,18 @@ pub struct Keeper {
 
 impl Keeper {
     /// A process that just started, with what it read from its disk.
-    pub fn new(now: Moment, ledger: Ledger) -> Keeper {
+    pub fn new(now: Moment, ledger: Ledger, mutant: Mutant) -> Keeper {
+        let mut grantor = Grantor::new(now);
+        if mutant == Mutant::ForgetfulGrantor {
+            grantor.forget_silence();
+        }
         Keeper {
             state: None,
             ledger,
             heard: BTreeMap::new(),
             started_at: now,
             holder: Holder::default(),
-            grantor: Grantor::new(now),
+            grantor,
             floors: BTreeMap::new(),
             last_streaming: BTreeMap::new(),
             phase: None,
@@ -144,12 +149,9 @@ impl World {
 
     fn ask_lease(&mut self, node: usize, holder: usize, epoch: Epoch, sent_at: Moment) {
         let local = self.nodes[node].local(self.now);
-        let forgetful = self.mutant == Mutant::ForgetfulGrantor;
+        let unfaithful = self.mutant == Mutant::GrantAfterPromise;
         let keeper = self.keeper(node);
-        if forgetful {
-            keeper.grantor.forget_silence();
-        }
-        let promised = keeper.ledger.promised;
+        let promised = if unfaithful { Epoch(0) } else { keeper.ledger.promised };
         if keeper.grantor.may_grant(id(holder), epoch, promised, local, &LEASE).is_ok() {
             keeper.grantor.grant(id(holder), epoch, local);
             self.send(node, holder, Event::Granted(holder, node, epoch, sent_at));
@@ -233,7 +235,7 @@ impl World {
             own: &own,
             others: &others,
             phase_age: local.since(keeper.phase_since),
-            policy: &cluster::failover::Policy::default(),
+            policy: &cluster::failover::Policy::of(&state, self.wall(node)),
         };
         match cluster::failover::order::next(&view) {
             Some(action) => self.act(node, version, &state, action),
@@ -319,7 +321,10 @@ impl World {
 
     /// What the mutant makes of the state before the decisions see it.
     fn lied_state(&self, state: &Rc<ClusterState>) -> Rc<ClusterState> {
-        if !matches!(self.mutant, Mutant::RecruitTooFew | Mutant::NonVoterWins | Mutant::ForgetUnsettled) {
+        if !matches!(
+            self.mutant,
+            Mutant::RecruitTooFew | Mutant::NonVoterWins | Mutant::ForgetUnsettled | Mutant::DescentTooNear
+        ) {
             return state.clone();
         }
         let mut lied = ClusterState::clone(state);
@@ -339,46 +344,13 @@ impl World {
                     failover.unsettled.clear();
                 }
             }
+            Mutant::DescentTooNear => {
+                let recruits = lied.failover.as_ref().is_some_and(|it| it.phase == FailoverPhase::Recruit);
+                lied.rule.epoch.0 -= u64::from(recruits);
+            }
             _ => {}
         }
         Rc::new(lied)
-    }
-
-    /// A person asks for a switchover, through any keeper that answers.
-    pub(crate) fn ask_switchover(&mut self, node: usize, to: Option<usize>) {
-        if !self.nodes[node].lives(self.now) || self.nodes[node].keeper.is_none() {
-            return;
-        }
-        let Some((version, state)) = self.keeper(node).state.clone() else { return };
-        let to = to.map(id).filter(|to| *to != state.rule.primary && !state.members[to].witness);
-        let primary = &self.nodes[index(state.rule.primary)];
-        let now = primary.server.senders.iter().map(|(node, sender)| {
-            let behind = model::LagBytes((primary.disk.flushed - sender.flushed.min(primary.disk.flushed)) as u64);
-            let streaming = sender.streaming && self.now < sender.heard_at + 1_000;
-            (*node, cluster::failover::switchover::ReplicaNow { streaming, behind: Some(behind), paused: false })
-        });
-        let policy = cluster::failover::Policy::default();
-        let serves = primary.server.running == Running::Primary;
-        let table = cluster::failover::switchover::preflight(&state, to, &now.collect(), serves, &policy);
-        if table.refused.is_some() {
-            return;
-        }
-        let (after, kind) = (cluster::failover::procedure::epoch_of(&state), FailoverKind::Switchover { to });
-        let next = cluster::failover::procedure::claim(&state, after, kind, "asked for", "operator", self.wall());
-        if let Some(next) = next {
-            self.submit(node, version, next, "switchover begins");
-        }
-    }
-
-    /// A person changes the commit mode.
-    pub(crate) fn ask_mode(&mut self, node: usize, mode: model::CommitMode) {
-        if !self.nodes[node].lives(self.now) || self.nodes[node].keeper.is_none() {
-            return;
-        }
-        let Some((version, state)) = self.keeper(node).state.clone() else { return };
-        let mut next = ClusterState::clone(&state);
-        next.settings.commit_mode = mode;
-        self.submit(node, version, next, "the commit mode changes");
     }
 
     /// Whether an action of a keeper is a write of the state.

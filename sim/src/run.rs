@@ -10,12 +10,19 @@ use crate::world::{Node, World, id};
 use cluster::admission::new_cluster;
 use cluster::failover::ledger::Ledger;
 use cluster::sync::{ServerSync, acks_asked};
-use model::settings::Span;
+use model::settings::{Size, Span};
 use model::state::{LineageEntry, Stage};
-use model::{ClusterId, ClusterState, CommitMode, Epoch, Member, Millis, ReplicaKind, Settings, Timeline, WallTime};
+use model::{
+    ClusterId, ClusterState, CommitMode, Epoch, Member, Millis, ReplicaKind, Settings, Site, Timeline, WallTime,
+};
+use std::collections::BTreeSet;
 
 /// The whole cluster must be at rest this long after the last fault.
 pub const HEAL_MAX: u64 = 150_000;
+
+/// Seeds from here on draw a wider world: sites, priorities, bounds of loss, two nodes, forced attempts, wrong civil time.
+/// A seed alone says what its run is, so those that once failed before there was more to draw stay what they were.
+pub const WIDE_FROM: u64 = 1_000_000_000;
 
 /// What came of a run.
 #[derive(Clone, Debug)]
@@ -34,7 +41,7 @@ pub struct Outcome {
     pub undone: u64,
     /// See above.
     pub superseded: u64,
-    /// Commits lost by a mode that promises nothing.
+    /// Commits lost by a mode that promises nothing, or because a person accepted it.
     pub lost_unpromised: u64,
     /// Simulated time.
     pub simulated_ms: u64,
@@ -89,6 +96,29 @@ fn first_state(dice: &mut Dice, data: usize, witnesses: usize, mode: Option<Comm
     state
 }
 
+/// Where nodes are, who is preferred, and what may be lost.
+fn widen(dice: &mut Dice, state: &mut ClusterState) {
+    let sites = ["here", "there", "elsewhere"].map(|name| name.parse::<Site>().expect("a valid site"));
+    if dice.percent(50) {
+        for member in state.members.values_mut() {
+            member.site = sites[dice.draw() as usize % 3].clone();
+        }
+        state.settings.failover.cross_site = dice.percent(50);
+        // With all the data at one site, and `strict`, it would ask for what cannot be.
+        let data: BTreeSet<_> = state.members.values().filter(|it| !it.witness).map(|it| it.site.clone()).collect();
+        state.settings.sync_from_other_site = dice.percent(30) && data.len() > 1;
+        if dice.percent(30) {
+            state.settings.failover.sites.push(sites[1].clone());
+        }
+    }
+    if dice.percent(50) {
+        for member in state.members.values_mut() {
+            member.priority = dice.pick(&[0, 50, 100, 100, 200]);
+        }
+    }
+    state.settings.failover.loss_max = Size(dice.pick(&[0, 20, 200, 16 << 20]));
+}
+
 fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
     let mut ledger = Ledger { promised: Epoch(1), ..Ledger::default() };
     ledger.begun.insert(1, Epoch(1));
@@ -120,6 +150,7 @@ fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
         fence_at: None,
         unpromised: false,
         armed: false,
+        wall_offset: 0,
         clock: (dice.between(1_000_000, 9_000_000), dice.between(0, 9_000) as i64 - 4_500),
         fsync_max: dice.between(0, 8),
         witness,
@@ -159,14 +190,18 @@ pub fn run(seed: u64, mutant: Mutant, trace: bool) -> Outcome {
 /// Runs one seed in a commit mode of the caller's choice: some mistakes show in one mode only.
 pub fn run_in(seed: u64, mutant: Mutant, mode: Option<CommitMode>, trace: bool) -> Outcome {
     let mut dice = Dice::new(seed);
-    let shapes = [(3, 0), (3, 0), (3, 0), (2, 1), (4, 1), (5, 0)];
-    let (data, witnesses) = dice.pick(&shapes);
-    let state = first_state(&mut dice, data, witnesses, mode);
+    let wide = seed >= WIDE_FROM;
+    let shapes = [(3, 0), (3, 0), (3, 0), (2, 1), (4, 1), (5, 0), (2, 0)];
+    let (data, witnesses) = dice.pick(if wide { &shapes } else { &shapes[..6] });
+    let mut state = first_state(&mut dice, data, witnesses, mode);
+    if wide {
+        widen(&mut dice, &mut state);
+    }
     let nodes: Vec<Node> = (0..data + witnesses).map(|index| first_node(&mut dice, index, &state)).collect();
     let faults_end = dice.between(6_000, 25_000);
     // Without `strict` a mode may fall back to a lease.
     let timed = state.settings.commit_mode == CommitMode::Async || !state.settings.strict;
-    let plan = Plan::draw(&mut dice, data + witnesses, faults_end, timed, mutant.kinds());
+    let plan = Plan::draw(&mut dice, data + witnesses, faults_end, timed, mutant.kinds(), wide);
     let shape = format!(
         "{data} data nodes, {witnesses} witnesses, {}, strict {}",
         state.settings.commit_mode, state.settings.strict

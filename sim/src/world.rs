@@ -43,6 +43,8 @@ pub struct Node {
     pub armed: bool,
     /// The clock's offset and rate error in parts per million.
     pub clock: (u64, i64),
+    /// By how much its civil time is wrong, in milliseconds.
+    pub wall_offset: i64,
     /// How long an fsync may take.
     pub fsync_max: u64,
     /// Witnesses have no database.
@@ -368,7 +370,8 @@ impl World {
         // Also one that is only about to be promoted: the order may take effect after the lease.
         let serves = it.server.running == Running::Primary || it.armed;
         let alone = serves && it.server.running != Running::No && (it.server.sync.acks == 0 || it.unpromised);
-        if alone && it.fence_at.is_none_or(|at| local >= at) {
+        let awake = self.mutant != Mutant::NoWatcher;
+        if alone && awake && it.fence_at.is_none_or(|at| local >= at) {
             self.say(|| format!("n{}: the watcher kills the server: its lease ends", node + 1));
             self.kill_server(node);
         }
@@ -584,7 +587,7 @@ impl World {
         }
         it.incarnation += 1;
         let local = it.local(self.now);
-        it.keeper = Some(Keeper::new(local, it.disk.ledger.clone()));
+        it.keeper = Some(Keeper::new(local, it.disk.ledger.clone(), self.mutant));
         let incarnation = it.incarnation;
         let jitter = self.dice.between(0, TICK);
         self.after(jitter, Event::KeeperTick(node, incarnation));
@@ -612,6 +615,7 @@ impl World {
         }
         let before = self.store.state.clone();
         let what = write.what;
+        let version = if self.mutant == Mutant::StaleWrite { self.store.version } else { version };
         if self.store.compare_and_set(version, write.state) {
             let after = self.store.state.clone();
             self.say(|| format!("n{}: {what}", node + 1));
@@ -629,7 +633,7 @@ impl World {
     }
 
     fn state_changed(&mut self, before: &ClusterState, after: &ClusterState) {
-        let logs: Vec<&[Entry]> = self.nodes.iter().map(|node| node.disk.log.as_slice()).collect();
+        let logs: Vec<&[Entry]> = self.nodes.iter().map(|node| &node.disk.log[..node.disk.flushed]).collect();
         self.checks.state_changed(self.now, before, after, &logs);
     }
 

@@ -73,7 +73,7 @@ fn seed_87_the_watcher_minds_a_server_that_only_starts() {
 }
 
 /// Each mutant, the mode in which it shows, and a seed from which on it soon does.
-const CAUGHT: [(Mutant, Option<CommitMode>, u64); 12] = [
+const CAUGHT: [(Mutant, Option<CommitMode>, u64); 21] = [
     (Mutant::RecruitTooFew, None, 11),
     (Mutant::PromoteBeforeList, None, 129),
     (Mutant::CountCatchingUp, None, 339),
@@ -86,6 +86,15 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 12] = [
     (Mutant::RuleNotFrozen, None, 23),
     (Mutant::SettleTooEarly, None, 2726),
     (Mutant::LeaseNotAwaited, Some(CommitMode::Async), 0),
+    (Mutant::LeaseFromReply, Some(CommitMode::Async), 508),
+    (Mutant::ForgetfulGrantor, Some(CommitMode::Async), 402),
+    (Mutant::GrantAfterPromise, Some(CommitMode::Async), 138),
+    (Mutant::NoWatcher, Some(CommitMode::Async), 87),
+    (Mutant::PrimaryGoesOn, None, 5),
+    (Mutant::PromiseBeforeStop, None, 490),
+    (Mutant::RowNotFlushed, Some(CommitMode::Async), 60),
+    (Mutant::StaleWrite, None, 4),
+    (Mutant::DescentTooNear, None, 75),
 ];
 
 #[test]
@@ -119,4 +128,24 @@ fn seed_9103862_a_promotion_that_nobody_saw_is_not_forgotten() {
 fn seeds_20019465_and_20018624_a_descendant_of_a_later_winner_closes_an_older_rule() {
     check(20_019_465);
     check(20_018_624);
+}
+
+/// The one that held most was the primary itself, or a winner that had been asked for, and its priority was 0: it was held to
+/// be unfit to take over, and nobody else could.
+#[test]
+fn seed_1000000006_whoever_leads_already_may_go_on_whatever_its_priority() {
+    check(1_000_000_006);
+}
+
+/// A forced attempt took over from one whose winner may have been promoted, and found nobody within the loss accepted: it
+/// could neither be undone nor go on.
+#[test]
+fn seed_1000004896_a_forced_attempt_that_finds_nobody_goes_on_as_an_automatic_one() {
+    check(1_000_004_896);
+}
+
+/// The loss recorded with a choice was that of another candidate.
+#[test]
+fn seed_1000001586_the_loss_of_a_choice_is_the_winners() {
+    check(1_000_001_586);
 }

@@ -343,10 +343,11 @@ fn chosen(view: &View<'_>, failover: &Failover) -> Option<Action> {
 fn confirm(view: &View<'_>, failover: &Failover) -> Option<Action> {
     // Nobody may be left whose keeper could say this: the old primary's state is as it was in any case, and its data
     // holds all that was acknowledged.
-    if matches!(failover.kind, FailoverKind::Forced { .. })
-        && failover.unsettled.is_empty()
-        && view.phase_age >= FORCED_PHASE_MAX
-    {
+    if matches!(failover.kind, FailoverKind::Forced { .. }) && view.phase_age >= FORCED_PHASE_MAX {
+        // Where an earlier winner may have been promoted nothing can be undone: it goes on as if nobody had asked.
+        if !failover.unsettled.is_empty() {
+            return Some(Action::Unplan(failover.epoch));
+        }
         return Some(Action::Undo {
             epoch: failover.epoch,
             because: "no node could take over within the accepted loss",

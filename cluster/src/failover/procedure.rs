@@ -91,7 +91,8 @@ pub fn drained(state: &ClusterState, epoch: Epoch, now: WallTime) -> Option<Clus
     Some(next)
 }
 
-/// A switchover whose primary died: goes on as if nobody had asked for it.
+/// A switchover whose primary died, or a forced attempt that finds nobody and cannot be undone: goes on as if nobody had
+/// asked for it.
 pub fn unplan(state: &ClusterState, epoch: Epoch, now: WallTime) -> Option<ClusterState> {
     let mut next = state.clone();
     let failover = next.failover.as_mut().filter(|it| it.epoch == epoch)?;

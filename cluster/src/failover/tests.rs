@@ -266,3 +266,54 @@ fn a_person_may_take_over_from_an_attempt_that_finds_nobody() {
     assert_eq!(again.failover.as_ref().map(|it| (it.epoch, it.phase)), Some((Epoch(3), FailoverPhase::Recruit)));
     assert_eq!(again.failovers.last().map(|it| it.phase), Some(FailoverPhase::Superseded));
 }
+
+#[test]
+fn whoever_led_may_go_on_whatever_its_priority_and_others_may_not() {
+    let mut state = claimed();
+    for member in state.members.values_mut() {
+        member.priority = 0;
+    }
+    let fit = |node| {
+        candidate::fitness(&state, &FailoverKind::Automatic, &state.members[&NodeId(node)], &super::Policy::default())
+    };
+    assert_eq!(fit(1).map(candidate::Fit::node), Ok(NodeId(1)), "the primary of the rule");
+    assert_eq!(fit(2), Err(candidate::Unfit::PriorityZero));
+}
+
+/// Node 4 is no voter, so nobody knows what it misses; the voter that wins misses nothing.
+#[test]
+fn the_loss_of_a_choice_is_the_winners() {
+    let mut state = forced(u64::MAX);
+    let mut stranger = state.members[&NodeId(3)].clone();
+    (stranger.id, stranger.priority) = (NodeId(4), 1);
+    state.members.insert(NodeId(4), stranger);
+    let failover = state.failover.as_ref().expect("claimed");
+    let reports = [2, 3, 4].map(|node| (NodeId(node), report(2, Some(held(1, 9))))).into();
+    let choice = candidate::choose(&state, failover, &reports, None, &super::Policy::default()).expect("a winner");
+    assert_eq!((choice.winner, choice.loss_bytes), (NodeId(2), None));
+}
+
+#[test]
+fn a_forced_attempt_that_finds_nobody_goes_on_as_an_automatic_one_where_it_cannot_be_undone() {
+    let state = chosen();
+    let kind = FailoverKind::Forced { to: Some(NodeId(3)), loss_bytes_max: 0 };
+    let state = procedure::claim(&state, Epoch(2), kind, "ann asked for it", "ann", NOW).expect("claimed");
+    let own = Own {
+        promised: Epoch(3),
+        server: Server::Stopped { in_order: true, as_primary: false },
+        holds: None,
+        recruited: None,
+        promotion_ordered: false,
+        lease: false,
+        hand_over: false,
+    };
+    let next = |age: Millis| {
+        let (others, policy) = (Others::default(), super::Policy::default());
+        let view = View { me: NodeId(3), state: &state, own: &own, others: &others, phase_age: age, policy: &policy };
+        order::next(&view)
+    };
+    assert_eq!(next(Millis(100)), None);
+    assert_eq!(next(super::FORCED_PHASE_MAX), Some(Action::Unplan(Epoch(3))));
+    let going_on = procedure::unplan(&state, Epoch(3), NOW).and_then(|it| it.failover).expect("automatic now");
+    assert_eq!((going_on.kind, going_on.phase), (FailoverKind::Automatic, FailoverPhase::Recruit));
+}

@@ -47,9 +47,9 @@ pub enum Op {
 }
 
 impl World {
-    /// Civil time.
-    pub(super) fn wall(&self) -> WallTime {
-        WallTime(self.now as i64)
+    /// Civil time, as this node has it.
+    pub(super) fn wall(&self, node: usize) -> WallTime {
+        WallTime(self.now as i64 + self.nodes[node].wall_offset)
     }
 
     pub(super) fn submit(&mut self, node: usize, version: u64, state: ClusterState, what: &'static str) {
@@ -71,6 +71,7 @@ impl World {
     }
 
     pub(super) fn act(&mut self, node: usize, version: u64, state: &Rc<ClusterState>, action: Action) {
+        let Some(action) = self.mutated(node, state, action) else { return };
         if World::is_write(&action) {
             return self.act_on_state(node, version, state, action);
         }
@@ -145,6 +146,20 @@ impl World {
         }
     }
 
+    /// What a mutant makes of an order.
+    fn mutated(&self, node: usize, state: &ClusterState, action: Action) -> Option<Action> {
+        let it = &self.nodes[node];
+        let newest = procedure::epoch_of(state);
+        let replaced = it.server.running == Running::Primary && newest > it.disk.served;
+        match (self.mutant, &action) {
+            (Mutant::PrimaryGoesOn, Action::Stop { .. }) if replaced => None,
+            (Mutant::PromiseBeforeStop, Action::Stop { .. }) if replaced && it.disk.ledger.promised < newest => {
+                Some(Action::Promise(newest))
+            }
+            _ => Some(action),
+        }
+    }
+
     fn rebuild(&mut self, node: usize, source: usize) {
         self.kill_server(node);
         self.nodes[node].disk.whole = false;
@@ -175,7 +190,7 @@ impl World {
         if self.keeper(node).write_since.is_some() {
             return;
         }
-        let now = self.wall();
+        let now = self.wall(node);
         let (next, what) = match action {
             Action::Claim { after, because } => {
                 let kind = model::failover::FailoverKind::Automatic;
@@ -228,7 +243,7 @@ impl World {
             SyncStep::WriteServer { .. } if !self.keeper(node).rule_is_known => {
                 if self.keeper(node).write_since.is_none()
                     && let Some(next) =
-                        cluster::admission::write_rule(state, &cluster::sync::barrier(&state.rule), self.wall())
+                        cluster::admission::write_rule(state, &cluster::sync::barrier(&state.rule), self.wall(node))
                 {
                     self.submit(node, version, next, "the rule is written anew");
                     self.keeper(node).barrier = Some(state.rule.version + 1);
@@ -247,7 +262,7 @@ impl World {
                 let mut open = ClusterState::clone(state);
                 let attempt = open.failover.take();
                 let state = if self.mutant == Mutant::RuleNotFrozen { &open } else { &**state };
-                if let Some(mut next) = cluster::admission::write_rule(state, &rule, self.wall()) {
+                if let Some(mut next) = cluster::admission::write_rule(state, &rule, self.wall(node)) {
                     if self.mutant == Mutant::RuleNotFrozen {
                         next.failover = attempt;
                     }

@@ -101,6 +101,9 @@ impl World {
             Running::Replica if self.mutant == Mutant::CutNotSeen => (detached && replayed).then_some(holds),
             Running::Replica => (detached && it.server.receiver.is_none() && flushed && replayed).then_some(holds),
             Running::No if !it.disk.standby && it.disk.in_order => Some(holds),
+            Running::Primary if self.mutant == Mutant::PromiseBeforeStop && keeper.ledger.promised > it.disk.served => {
+                Some(holds)
+            }
             Running::No | Running::Starting | Running::Primary => None,
         };
         (Some(holds), recruited)
@@ -121,7 +124,7 @@ impl World {
                 sync: it.server.sync.clone(),
                 row: attempt
                     .and_then(|epoch| Some((epoch, it.disk.row(epoch)?)))
-                    .filter(|(_, at)| at.0 <= it.disk.flushed as u64),
+                    .filter(|(_, at)| at.0 <= it.disk.flushed as u64 || self.mutant == Mutant::RowNotFlushed),
                 flushed: it.server.senders.iter().map(|(node, sender)| (*node, Lsn(sender.flushed as u64))).collect(),
             },
             Running::Replica => Server::Replica {
