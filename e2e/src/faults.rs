@@ -1,6 +1,7 @@
 //! Nodes whose every process is in the test's hand: built by `init`, `join` and `run` with node files of the test's
 //! own, armed with kill points, broken in all ways, and cleaned up whatever happens.
 
+use crate::postgresql::major_bin;
 use model::Trouble;
 use model::status::{ClusterStatus, NodeStatus, Verdict};
 use nix::sys::signal::{Signal, kill};
@@ -258,7 +259,7 @@ impl Node {
                 "\n[postgresql]\ndata_dir = \"{}\"\nlisten = \"127.0.0.1\"\nadvertise = \"127.0.0.1\"\nport = {}\nbin_dir = \"{}\"\n{user}",
                 self.data_dir.display(),
                 self.postgres_port,
-                bin_dir(15).display()
+                major_bin(15).display()
             ));
         }
         text
@@ -552,19 +553,6 @@ pub fn summary(status: &ClusterStatus) -> String {
         status.operation,
         status.consensus
     )
-}
-
-/// Directory of the programs of a server version.
-pub fn bin_dir(major: u32) -> PathBuf {
-    let packaged = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-    if packaged.join("postgres").exists() {
-        return packaged;
-    }
-    let fetched = std::env::var_os("STEMMA_POSTGRES_DIR").map_or_else(|| "/tmp/stemma-postgres".into(), PathBuf::from);
-    let candidates =
-        [fetched.join(format!("{major}/bin")), fetched.join(format!("{major}/usr/lib/postgresql/{major}/bin"))];
-    let found = candidates.into_iter().find(|dir| dir.join("postgres").exists());
-    found.unwrap_or_else(|| panic!("PostgreSQL {major} is missing: scripts/fetch-postgres {major}"))
 }
 
 /// Rows written without pause, and which of them were acknowledged.

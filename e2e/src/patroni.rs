@@ -191,7 +191,7 @@ fn start_etcd(directory: &Path, client: u16) -> Result<Child> {
 fn configuration(name: &str, member: &Member, etcd: u16, timings: Timings) -> String {
     let Member { rest, postgres, home, .. } = member;
     let Timings { ttl, loop_wait, retry_timeout } = timings;
-    let (home, bin) = (home.display(), crate::faults::bin_dir(15));
+    let (home, bin) = (home.display(), crate::postgresql::major_bin(15));
     let bin = bin.display();
     format!(
         r#"scope: bench

@@ -1,6 +1,7 @@
 //! Databases that exist already become the first node of a cluster, without a restart and without a client noticing.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use e2e::majors;
 use e2e::manual::{DEADLINE, Extra, Node, Place, connect, free_port, is_healthy, is_root, postmaster, wait_for};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -336,11 +337,9 @@ fn what_cannot_be_adopted_is_refused_and_nothing_is_changed() {
     let dsn = format!("host=127.0.0.1 port={} user=plain password=secret", old.port);
     refused(&node, &["--adopt-dsn", &dsn], "ST8003", "superuser");
     refused(&node, &["--superuser", "nobody-such"], "ST8003", "--superuser");
-    let programs = std::env::var_os("STEMMA_POSTGRES_DIR").map_or_else(|| "/tmp/stemma-postgres".into(), PathBuf::from);
-    let newer = fs::read_dir(programs).ok().into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
     let own = fs::read_to_string(old.data_dir.join("PG_VERSION")).expect("a version");
-    if let Some(newer) = newer.into_iter().find(|bin| !bin.to_string_lossy().contains(own.trim())) {
-        let extra = Extra { postgresql: format!("bin_dir = \"{}\"", newer.display()), ..Extra::default() };
+    for (_, bin) in majors().into_iter().filter(|(major, _)| major.to_string() != own.trim()) {
+        let extra = Extra { postgresql: format!("bin_dir = \"{}\"", bin.display()), ..Extra::default() };
         let newer = Node::with(&old.place, "newer", Some((&old.data_dir, old.port)), &extra);
         refused(&newer, &[], "ST3016", "bin_dir");
     }

@@ -1,7 +1,8 @@
 //! Bad input: each is refused with a code, a reason and a hint, and damages nothing. What was there before is there
 //! afterwards, compared file by file or by the cluster's own history, in which every change leaves an event.
 
-use e2e::faults::{Disk, Node, Said, World, bin_dir, processes_below, server_user, wait_for};
+use e2e::faults::{Disk, Node, Said, World, processes_below, server_user, wait_for};
+use e2e::major_bin;
 use keeper::token::JoinToken;
 use model::status::{ClusterStatus, Verdict};
 use nix::unistd::chown;
@@ -150,7 +151,7 @@ fn a_place_that_is_not_fit_is_refused_before_anything_is_written() {
     // Server programs that are missing, too old, or no programs.
     let bin = world.dir.join("bin");
     fs::create_dir(&bin).expect("made");
-    node.write_config(&good.replace(&bin_dir(15).display().to_string(), &bin.display().to_string()));
+    node.write_config(&good.replace(&major_bin(15).display().to_string(), &bin.display().to_string()));
     without_trace(&node, Node::init).refused("ST1203");
     for (says, code) in [("postgres (PostgreSQL) 12.4", "ST1204"), ("mysqld 8.0", "ST1203")] {
         for program in ["postgres", "initdb"] {
@@ -219,7 +220,7 @@ fn a_stranger_is_refused_and_the_cluster_stays_as_it_was() {
     let good = stranger.toml();
     stranger.write_config(&good.replace("name = \"n3\"", "name = \"n4\""));
     stranger.join(&token).refused("ST2102");
-    let bins = (bin_dir(15).display().to_string(), bin_dir(16).display().to_string());
+    let bins = (major_bin(15).display().to_string(), major_bin(16).display().to_string());
     stranger.write_config(&good.replace(&bins.0, &bins.1));
     stranger.join(&token).refused("ST3016");
     let advertise = format!("advertise = \"127.0.0.1:{}\"\n\n[api]", n4.keeper_port);

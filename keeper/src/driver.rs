@@ -21,6 +21,7 @@ use crate::pki::TlsContext;
 use crate::store::{Store, Versioned};
 use cluster::admission;
 use cluster::desire::{Control, Data, Desire, Lineage, Process, Situation, desire};
+use cluster::failover::recruit::electors;
 use model::observe::{ServerFacts, ServerState};
 use model::state::{Secrets, Stage};
 use model::units::{Millis, Moment};
@@ -318,15 +319,21 @@ impl Driver {
                 self.parts.local.set_doing(Some(what));
                 Ok(false)
             }
-            // A full member's keeper counts in the majority that grants leases, and one that started a moment ago is silent.
-            Desire::MarkActive
-                if self.part.council.just_started(turn.now) && turn.state.value.rule.primary != self.parts.me =>
-            {
-                Ok(false)
-            }
             Desire::MarkActive => {
+                let joining = turn.state.value.members.get(&me).is_some_and(|it| it.stage == Stage::Joining);
+                let leads = turn.state.value.rule.primary == me;
+                if joining
+                    && !leads
+                    && !self.part.council.may_join_electors(turn.state.version, &turn.state.value, turn.now)
+                {
+                    return Ok(false);
+                }
                 failpoint::pass("active.marking");
-                self.parts.store.update(|state| Ok((arrived(state, me), ()))).await?;
+                let known: Vec<NodeId> = electors(&turn.state.value).collect();
+                self.parts
+                    .store
+                    .update(|state| Ok((arrived(state, me).filter(|_| electors(state).eq(known.iter().copied())), ())))
+                    .await?;
                 failpoint::pass("active.marked");
                 Ok(false)
             }

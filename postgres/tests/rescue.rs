@@ -1,6 +1,7 @@
 //! What only an old primary holds is saved before it comes back, and can be read.
 
 mod pair;
+mod servers;
 
 use model::observe::CloneProgress;
 use model::{Epoch, NodeName, Trouble};
@@ -233,10 +234,7 @@ async fn ended_rows_read_as_the_usual_server_printed_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ended_rows_read_as_servers_of_other_versions_printed_them() {
-    let root =
-        std::env::var_os("STEMMA_POSTGRES_DIR").map_or_else(|| PathBuf::from("/tmp/stemma-postgres"), PathBuf::from);
-    let versions = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
-    for bin_dir in versions.filter(|bin_dir| bin_dir.join("postgres").exists()) {
+    for bin_dir in servers::fetched() {
         eprintln!("{}", bin_dir.display());
         ended_rows_read_as_the_server_printed_them(Some(&bin_dir)).await;
     }

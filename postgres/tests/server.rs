@@ -1,5 +1,7 @@
 //! The room on real servers: making, starting, adopting, killing, following, sampling.
 
+mod servers;
+
 use model::{Epoch, Lsn, Timeline};
 use postgres::{
     DataDir, OsUser, Server, ServerConfig, ServerRole, ServerSpec, Sql, StopMode, check_data_dir, find_installation,
@@ -551,19 +553,10 @@ async fn slots_move_and_go(sql: &Sql, target: Lsn) {
     assert!(!sql.drop_slot("stemma_n3").await.expect("again"));
 }
 
-/// Servers of other versions, where `scripts/fetch-postgres` has put them.
-fn fetched() -> Vec<std::path::PathBuf> {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("project").join(".local/postgres");
-    let root = std::env::var_os("STEMMA_POSTGRES_DIR").map_or(project, Into::into);
-    let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path().join("bin")).filter(|bin| bin.join("postgres").exists()).collect()
-}
-
 /// The installed version, and whichever others were fetched.
 #[tokio::test]
 async fn a_replica_follows_is_cut_off_returns_and_takes_over_on_every_version_at_hand() {
-    let mut all = fetched();
-    all.sort();
+    let mut all = servers::fetched();
     all.push(find_installation(None).expect("server programs").bin_dir);
     for programs in all {
         eprintln!("with {}", programs.display());

@@ -6,11 +6,16 @@
 //! `RATE_ERROR_PERCENT`. So whatever the network does, the holder has stopped before any grantor's promise has lapsed.
 //! A grantor that starts is silent for a full term, since it may have forgotten a grant.
 //!
+//! Whose majority counts is in the cluster's state, which holder and candidates may know in different versions. So
+//! the set grows by one keeper at a time, and only by one whose grant the holder is known to have, while it knows all
+//! others (`may_join_electors`): then the holder is never more than one step behind, and majorities of neighbouring
+//! sets always meet.
+//!
 //! What this does not cover: a whole machine that is frozen in the instant between looking at the clock and sending a
 //! reply. Modes with acknowledgements do not have that gap.
 
 use model::{Epoch, Millis, Moment, NodeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long a lease lasts. All members must use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,19 +67,32 @@ impl Holder {
         }
     }
 
-    /// Whether the lease of `epoch` is held at `now`, with `members` keepers in all. The holder grants to itself.
-    pub fn verdict(&self, epoch: Epoch, members: usize, now: Moment, timing: &Timing) -> HolderVerdict {
+    /// Whether the lease of `epoch` is held at `now`. Only grants of `electors` count: those of members who are only
+    /// joining, or are gone, would make a majority of nobody's. The holder grants to itself.
+    pub fn verdict(&self, epoch: Epoch, electors: &BTreeSet<NodeId>, now: Moment, timing: &Timing) -> HolderVerdict {
         if epoch != self.epoch {
             return HolderVerdict::Fence;
         }
-        let mut sent: Vec<Moment> = self.granted.values().copied().collect();
+        let granted = self.granted.iter().filter(|(grantor, _)| electors.contains(grantor));
+        let mut sent: Vec<Moment> = granted.map(|(_, sent_at)| *sent_at).collect();
         sent.sort_unstable_by(|a, b| b.cmp(a));
         // Valid as long as the oldest grant of the newest majority is.
-        let Some(sent_at) = sent.get(super::recruit::majority(members) - 1) else { return HolderVerdict::Fence };
-        let valid = Millis(timing.term.0 - timing.term.0 * RATE_ERROR_PERCENT / 100);
-        let fence_at = sent_at.plus(valid).minus(timing.fence_margin);
+        let needed = super::recruit::majority(electors.len());
+        let Some(sent_at) = sent.get(needed - 1) else { return HolderVerdict::Fence };
+        let fence_at = fence_at(*sent_at, timing);
         if now < fence_at { HolderVerdict::Serve { fence_at } } else { HolderVerdict::Fence }
     }
+
+    /// Whether the newest grant of `grantor` for `epoch` still counts at `now`.
+    pub fn counts(&self, epoch: Epoch, grantor: NodeId, now: Moment, timing: &Timing) -> bool {
+        epoch == self.epoch && self.granted.get(&grantor).is_some_and(|sent_at| now < fence_at(*sent_at, timing))
+    }
+}
+
+/// When whoever relies on a grant of the request sent at `sent_at` must have stopped.
+fn fence_at(sent_at: Moment, timing: &Timing) -> Moment {
+    let valid = Millis(timing.term.0 - timing.term.0 * RATE_ERROR_PERCENT / 100);
+    sent_at.plus(valid).minus(timing.fence_margin)
 }
 
 /// What a grantor remembers.
@@ -147,4 +165,33 @@ impl Grantor {
         };
         silent_over && over
     }
+}
+
+/// Whose grants the holder `me` needs a majority of; `None`: nobody's, because it is itself part of every majority, now
+/// and after the next step of the set. `electors` as the holder knows them; `listed` is the joining keeper that it told
+/// others about (`may_join_electors`), and that may therefore have become an elector already.
+pub fn needed(electors: &BTreeSet<NodeId>, listed: Option<NodeId>) -> Option<BTreeSet<NodeId>> {
+    match (electors.len(), listed) {
+        (0 | 1, _) | (2, None) => None,
+        // Both may be in force. A majority of the larger meets each of its majorities, and each of the smaller set holds
+        // the holder itself.
+        (2, Some(joining)) => Some(electors.iter().copied().chain([joining]).collect()),
+        (_, _) => Some(electors.clone()),
+    }
+}
+
+/// What a keeper that is only joining knows of the holder when it wants to become an elector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newcomer {
+    /// The rule in force promises nothing, or an attempt is in progress: leases may decide.
+    pub leases_matter: bool,
+    /// The holder answers, and said that it has this keeper's grant.
+    pub listed: bool,
+    /// The holder knows the state that this keeper sees.
+    pub holder_is_up_to_date: bool,
+}
+
+/// Whether a joining keeper may become an elector. Where commits are promised to replicas, leases decide nothing.
+pub fn may_join_electors(newcomer: &Newcomer) -> bool {
+    !newcomer.leases_matter || (newcomer.listed && newcomer.holder_is_up_to_date)
 }

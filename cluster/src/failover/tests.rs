@@ -10,7 +10,7 @@ use crate::sync::ServerSync;
 use model::failover::{FailoverKind, FailoverPhase, Recruited};
 use model::state::LineageEntry;
 use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, Timeline};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn held(lineage: u64, position: u64) -> Recruited {
     Recruited { lineage: Epoch(lineage), timeline: Timeline(1), position: Lsn(position) }
@@ -151,11 +151,45 @@ fn the_holder_stops_before_any_grantor_lets_go() {
     holder.granted(Epoch(1), NodeId(2), Moment(2_000));
     let fence_at = Moment(2_000 + 1_485 - 300);
     let serve = lease::HolderVerdict::Serve { fence_at };
-    assert_eq!(holder.verdict(Epoch(1), 1, Moment(3_184), &lease::LAN), serve);
-    assert_eq!(holder.verdict(Epoch(1), 1, Moment(3_185), &lease::LAN), lease::HolderVerdict::Fence);
-    assert_eq!(holder.verdict(Epoch(1), 3, Moment(2_500), &lease::LAN), lease::HolderVerdict::Fence, "no majority");
+    let verdict = |of: &[u64], at| {
+        let electors = of.iter().map(|id| NodeId(*id)).collect();
+        holder.verdict(Epoch(1), &electors, Moment(at), &lease::LAN)
+    };
+    assert_eq!(verdict(&[2], 3_184), serve);
+    assert_eq!(verdict(&[2], 3_185), lease::HolderVerdict::Fence);
+    assert_eq!(verdict(&[1, 2, 3], 2_500), lease::HolderVerdict::Fence, "no majority");
+    assert_eq!(verdict(&[1], 2_500), lease::HolderVerdict::Fence, "its grant does not count");
     assert!(!grantor.lapsed(Epoch(2), Moment(3_899), &lease::LAN));
     assert!(grantor.lapsed(Epoch(2), Moment(3_900), &lease::LAN));
+}
+
+#[test]
+fn a_holder_and_a_candidate_one_elector_apart_never_both_have_a_majority() {
+    let everybody: Vec<NodeId> = (1..=5).map(NodeId).collect();
+    let me = NodeId(1);
+    for size in 1..everybody.len() {
+        let known: BTreeSet<NodeId> = everybody[..size].iter().copied().collect();
+        let joining = everybody[size];
+        let now: BTreeSet<NodeId> = everybody[..=size].iter().copied().collect();
+        // Whoever lapsed for the candidate grants nothing to the holder any more.
+        for lapsed in
+            (0_u32..1 << now.len()).map(|bits| now.iter().copied().filter(move |id| bits >> (id.0 - 1) & 1 == 1))
+        {
+            let lapsed: BTreeSet<NodeId> = lapsed.collect();
+            for (electors, listed) in [(&known, None), (&known, Some(joining)), (&now, Some(joining))] {
+                if lapsed.intersection(electors).count() < recruit::majority(electors.len()) {
+                    continue;
+                }
+                let mut holder = lease::Holder::default();
+                now.difference(&lapsed).for_each(|grantor| holder.granted(Epoch(1), *grantor, Moment(0)));
+                let held = match lease::needed(&known, listed) {
+                    None => true,
+                    Some(set) => holder.verdict(Epoch(1), &set, Moment(1), &lease::LAN) != lease::HolderVerdict::Fence,
+                };
+                assert!(!held || lapsed.contains(&me), "{size} electors, listed {listed:?}, lapsed {lapsed:?}");
+            }
+        }
+    }
 }
 
 #[test]

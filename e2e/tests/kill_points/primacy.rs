@@ -249,7 +249,7 @@ fn saved_and_gone(stage: &Stage, id: i64) {
 
 /// Gives a node the programs of its server, all but `pg_rewind`, as some packages do.
 fn without_rewind(node: &Node) {
-    let full = e2e::faults::bin_dir(15);
+    let full = e2e::major_bin(15);
     let bin = node.home.join("bin");
     std::fs::create_dir(&bin).expect("a directory");
     for entry in std::fs::read_dir(&full).expect("programs").flatten() {

@@ -381,7 +381,7 @@ impl Driver {
         let council = &self.part.council;
         let lease = self.lease_epoch(state).is_some_and(|epoch| {
             let serves = matches!(seen.server, Server::Primary { .. });
-            council.holds_lease(state, epoch, turn.now) || (serves && council.just_started(turn.now))
+            council.holds_lease(epoch, turn.now) || (serves && council.just_started(turn.now))
         });
         Own {
             promised: self.part.ledger.ledger().promised,
@@ -430,7 +430,7 @@ impl Driver {
     }
 
     /// The lease without which the server must not go on, if it takes writes, or may at any moment, and waits for nobody.
-    fn guarded(&self, state: &ClusterState, own: &Own) -> Option<(Epoch, usize)> {
+    fn guarded(&self, state: &ClusterState, own: &Own) -> Option<Epoch> {
         let unpromised = self.part.unpromised || (state.rule.primary == self.parts.me && state.rule.acks == 0);
         let alone = match &own.server {
             Server::Primary { sync, .. } => sync.acks == 0 || unpromised,
@@ -438,10 +438,7 @@ impl Driver {
             Server::Starting => self.part.served == state.rule.epoch && state.rule.acks == 0,
             Server::Stopped { .. } => false,
         };
-        let epoch = self.lease_epoch(state)?;
-        let electors = recruit::electors(state).count();
-        let needed = state.members.len() > 2 && electors > 1;
-        (alone && needed).then_some((epoch, electors))
+        self.lease_epoch(state).filter(|_| alone)
     }
 
     /// Has the lease enforced from now on, before a rule is written, or a list set, that promises nothing. `false`: the
@@ -450,14 +447,11 @@ impl Driver {
         let state = &turn.state.value;
         let Some(epoch) = self.lease_epoch(state) else { return false };
         let now = crate::clock::now();
-        if !self.part.council.holds_lease(state, epoch, now) {
+        if !self.part.council.holds_lease(epoch, now) {
             return false;
         }
         self.part.unpromised = true;
-        let electors = recruit::electors(state).count();
-        if state.members.len() > 2 && electors > 1 {
-            self.part.council.guard(epoch, electors);
-        }
+        self.part.council.guard(epoch);
         true
     }
 

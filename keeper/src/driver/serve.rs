@@ -3,6 +3,7 @@
 use super::{Driver, Turn, running_facts};
 use crate::clock;
 use cluster::desire::Lineage;
+use cluster::failover::recruit::electors;
 use cluster::history::{self, STEMMA};
 use cluster::slots::SlotStep;
 use cluster::sync::{self, SyncStep, SyncView, VoterFacts};
@@ -239,7 +240,10 @@ impl Driver {
             .parts
             .store
             .update(|state| {
-                let next = admission::write_rule(state, &rule, clock::wall());
+                // A rule that promises nothing is written under the lease, by those whose grants counted then.
+                let same_electors = electors(state).eq(electors(&turn.state.value));
+                let next =
+                    admission::write_rule(state, &rule, clock::wall()).filter(|_| rule.acks > 0 || same_electors);
                 let written = next.is_some();
                 Ok((next, written))
             })

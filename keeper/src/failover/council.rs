@@ -35,9 +35,8 @@ pub(crate) struct OwnPart {
     pub own: Option<OwnWord>,
     /// The epoch under which it serves, would serve, or is about to be promoted: whose lease it asks for.
     pub lease_for: Option<Epoch>,
-    /// Its server may acknowledge commits that nobody else holds, which only the lease of this epoch allows; and how
-    /// many keepers grant it.
-    pub guarded: Option<(Epoch, usize)>,
+    /// Its server may acknowledge commits that nobody else holds, which only the lease of this epoch allows.
+    pub guarded: Option<Epoch>,
 }
 
 /// See the module.
@@ -57,6 +56,11 @@ struct Inner {
     grantor: Grantor,
     holder: Holder,
     granted: BTreeMap<NodeId, (Epoch, u64)>,
+    /// Whose grants count, and who is about to become one of them, by the newest state.
+    electors: BTreeSet<NodeId>,
+    joining: BTreeSet<NodeId>,
+    /// In a group too small to need a lease: the one joining keeper that was told that it may count.
+    listed: Option<NodeId>,
     dead_since: Option<Moment>,
     failovers: Vec<Moment>,
     last_seen: Option<Epoch>,
@@ -90,6 +94,9 @@ impl Council {
             grantor: Grantor::new(now),
             holder: Holder::default(),
             granted: BTreeMap::new(),
+            electors: BTreeSet::new(),
+            joining: BTreeSet::new(),
+            listed: None,
             dead_since: None,
             failovers: Vec::new(),
             last_seen: None,
@@ -170,9 +177,10 @@ impl Council {
         let newer_state = word.state_version > inner.state_version;
         let before = inner.heard.insert(from, (received, word));
         let word = &inner.heard[&from].1;
+        let may_join = |word: &Word| word.lease_from.contains(&self.me).then_some(word.state_version);
         let matters = before.is_none_or(|(_, before)| {
-            (&before.report, &before.serving, &before.own, &before.follows)
-                != (&word.report, &word.serving, &word.own, &word.follows)
+            (&before.report, &before.serving, &before.own, &before.follows, may_join(&before))
+                != (&word.report, &word.serving, &word.own, &word.follows, may_join(word))
         });
         News { matters, newer_state }
     }
@@ -199,6 +207,7 @@ impl Council {
             own: inner.own.own.clone(),
             said,
             lease,
+            lease_from: inner.list_newcomers(now),
             granted: inner.granted.iter().filter(|(to, _)| **to != self.me).map(|(to, it)| (*to, *it)).collect(),
             state_version: inner.state_version,
         }
@@ -248,15 +257,19 @@ impl Council {
 
     /// Whether the lease of this epoch is held. A group in which the primary's own keeper is part of every majority
     /// needs none: nobody can be promoted there without its promise.
-    pub fn holds_lease(&self, state: &ClusterState, epoch: Epoch, now: Moment) -> bool {
-        let count = electors(state).count();
-        if state.members.len() <= 2 || count <= 1 {
-            return true;
-        }
-        match self.lock().holder.verdict(epoch, count, now, &LEASE) {
-            HolderVerdict::Serve { .. } => true,
-            HolderVerdict::Fence => false,
-        }
+    pub fn holds_lease(&self, epoch: Epoch, now: Moment) -> bool {
+        self.lock().holds_lease(epoch, now)
+    }
+
+    /// Whether this keeper, which is only joining, may become one whose grants count (`lease::may_join_electors`).
+    pub fn may_join_electors(&self, version: u64, state: &ClusterState, now: Moment) -> bool {
+        let leases_matter = state.rule.acks == 0 || state.failover.is_some();
+        let word = self.word_of(procedure::leader_of(state), now);
+        lease::may_join_electors(&lease::Newcomer {
+            leases_matter,
+            listed: word.as_ref().is_some_and(|word| word.lease_from.contains(&self.me)),
+            holder_is_up_to_date: word.is_some_and(|word| word.state_version >= version),
+        })
     }
 
     /// Whether this node's server takes writes, as far as its driver knows.
@@ -269,14 +282,14 @@ impl Council {
     /// allows it has ended. `patient`: the keeper has only just started, and what its predecessor held is not known.
     pub fn must_fence(&self, now: Moment) -> bool {
         let inner = self.lock();
-        let Some((epoch, electors)) = inner.own.guarded else { return false };
+        let Some(epoch) = inner.own.guarded else { return false };
         let patient = now.since(inner.started_at) < LEASE.term;
-        !patient && inner.holder.verdict(epoch, electors, now, &LEASE) == HolderVerdict::Fence
+        !patient && !inner.holds_lease(epoch, now)
     }
 
     /// Has the lease of this epoch enforced at once, not only when the driver says next how the node is.
-    pub fn guard(&self, epoch: Epoch, electors: usize) {
-        self.lock().own.guarded = Some((epoch, electors));
+    pub fn guard(&self, epoch: Epoch) {
+        self.lock().own.guarded = Some(epoch);
     }
 
     /// Whether this keeper has only just started and may have held a lease before.
@@ -327,6 +340,9 @@ impl Inner {
         self.failovers.extend(std::iter::repeat_n(now, done));
         self.failovers.retain(|at| now.since(*at) < budget::WINDOW);
         self.last_seen = Some(newest.max(known));
+        self.electors = electors(state).collect();
+        self.joining = state.members.keys().filter(|id| !self.electors.contains(id)).copied().collect();
+        self.listed = self.listed.filter(|listed| self.joining.contains(listed));
         self.heard.retain(|node, _| state.members.contains_key(node));
         self.granted.retain(|node, _| state.members.contains_key(node));
     }
@@ -336,6 +352,26 @@ impl Inner {
             self.grantor.grant(holder, epoch, now);
             self.granted.insert(holder, (epoch, sent_at));
         }
+    }
+
+    fn holds_lease(&self, epoch: Epoch, now: Moment) -> bool {
+        match lease::needed(&self.electors, self.listed) {
+            None => true,
+            Some(electors) => self.holder.verdict(epoch, &electors, now, &LEASE) != HolderVerdict::Fence,
+        }
+    }
+
+    /// The joining keepers that are told that their grants arrive. Where no lease is needed yet and one more keeper makes
+    /// it needed, one at a time, and it is needed from then on.
+    fn list_newcomers(&mut self, now: Moment) -> BTreeSet<NodeId> {
+        let Some(epoch) = self.own.lease_for else { return BTreeSet::new() };
+        let ready = self.joining.iter().copied().filter(|id| self.holder.counts(epoch, *id, now, &LEASE));
+        if self.electors.len() > 2 {
+            return ready.collect();
+        }
+        let ready: BTreeSet<NodeId> = ready.collect();
+        self.listed = self.listed.or(ready.first().copied());
+        self.listed.into_iter().filter(|listed| ready.contains(listed)).collect()
     }
 
     fn report(&self, now: Moment) -> Report {

@@ -6,7 +6,7 @@ use cluster::failover::order::Serving;
 use cluster::failover::recruit::Report;
 use model::{Epoch, Lsn, NodeId, Timeline};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub(crate) struct Word {
     /// It asks for the lease of this epoch. The number is a moment of its own clock, and means nothing to others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<(Epoch, u64)>,
+    /// Joining keepers whose grants of that lease it has, so that they may begin to count for it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub lease_from: BTreeSet<NodeId>,
     /// The newest requests that it granted: to whom, of which epoch, and the number that was in the request.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub granted: BTreeMap<NodeId, (Epoch, u64)>,

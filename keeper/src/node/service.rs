@@ -9,6 +9,7 @@ use crate::observations::Observations;
 use crate::pki::PeerIdentity;
 use crate::store::{CLUSTER_KEY, SECRETS_KEY, Store};
 use cluster::admission::{self, JoinAnswer, JoinRequest};
+use cluster::failover::recruit::electors;
 use cluster::settings;
 use consensus::embedded::Embedded;
 use consensus::{Consensus, Transport, WriteError};
@@ -254,14 +255,17 @@ pub(super) async fn be_witness(keeper: &Arc<Keeper>) {
         if let Err(trouble) = part.turn(&keeper.store).await {
             tracing::warn!(%trouble, "the witness did not do its part");
         }
-        let member = keeper.store.state().map(|state| (state.version, state.value.members.get(&me).cloned()));
-        if let Some((version, member)) = member {
-            match member.map(|member| member.stage) {
-                // It will count in the majority that grants leases, and is silent at first.
-                Some(Stage::Joining) if keeper.council.just_started(clock::now()) => {}
+        if let Some(seen) = keeper.store.state() {
+            let (version, state) = (seen.version, &seen.value);
+            match state.members.get(&me).map(|member| member.stage.clone()) {
+                Some(Stage::Joining) if !keeper.council.may_join_electors(version, state, clock::now()) => {}
                 Some(Stage::Joining) => {
-                    let done =
-                        keeper.store.update(|state| Ok((admission::complete(state, me, clock::wall()), ()))).await;
+                    let known: Vec<NodeId> = electors(state).collect();
+                    let complete = |state: &ClusterState| {
+                        let unchanged = electors(state).eq(known.iter().copied());
+                        admission::complete(state, me, clock::wall()).filter(|_| unchanged)
+                    };
+                    let done = keeper.store.update(|state| Ok((complete(state), ()))).await;
                     if let Err(trouble) = done {
                         tracing::debug!(%trouble, "not a full member yet");
                     }

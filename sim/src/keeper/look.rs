@@ -178,7 +178,8 @@ impl World {
         let Some(epoch) = self.epoch_for(node, state) else { return false };
         let it = &mut self.nodes[node];
         let keeper = it.keeper.as_ref().expect("the caller looked");
-        match keeper.holder.verdict(epoch, state.members.len(), local, &LEASE) {
+        let electors = state.members.keys().copied().collect();
+        match keeper.holder.verdict(epoch, &electors, local, &LEASE) {
             HolderVerdict::Serve { fence_at } => {
                 it.fence_at = Some(fence_at);
                 true
