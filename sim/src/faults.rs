@@ -52,6 +52,10 @@ pub enum Fault {
     StoreUp,
     /// A person asks this node to make that one, or the best, the primary, and accepts the loss of so much log.
     Forced(usize, Option<usize>, u64),
+    /// A person has the spare node join, through this node.
+    Join(usize),
+    /// A person has this node remove that one.
+    Leave(usize, usize),
     /// The civil time of a node jumps: it is wrong by so many milliseconds from now on.
     WallClock(usize, i64),
 }
@@ -90,6 +94,16 @@ impl Plan {
             at += dice.between(1, pause * 2);
         }
         Plan { faults }
+    }
+
+    /// Adds some joins and removals, the same request through several nodes: some of them are out of reach.
+    pub fn members_move(&mut self, dice: &mut Dice, nodes: usize, end: u64) {
+        for _ in 0..dice.between(2, 12) {
+            let (at, other) = (dice.between(500, end), dice.draw() as usize % nodes);
+            let join = dice.percent(65);
+            let node = dice.draw() as usize % nodes;
+            self.faults.push((at, if join { Fault::Join(node) } else { Fault::Leave(node, other) }));
+        }
     }
 }
 
@@ -178,6 +192,8 @@ pub(crate) fn strike(world: &mut World, fault: Fault) {
         Fault::Switchover(node, to) => world.ask_switchover(node, to),
         Fault::Mode(node, mode) => world.ask_mode(node, mode),
         Fault::Forced(node, to, most) => world.ask_forced(node, to, most),
+        Fault::Join(node) => world.ask_join(node),
+        Fault::Leave(node, other) => world.ask_leave(node, other),
         Fault::WallClock(node, offset) => world.nodes[node].wall_offset = offset,
     }
 }

@@ -14,6 +14,7 @@ use cluster::failover::order::{Action, Serving};
 use cluster::failover::procedure::leader_of;
 use cluster::failover::recruit::Report;
 use model::failover::{FailoverKind, FailoverPhase};
+use model::state::Stage;
 use model::{ClusterState, Epoch, Lsn, Moment, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -37,6 +38,9 @@ pub struct Heartbeat {
     own_word: Option<OwnWord>,
     said: Option<(NodeId, Said)>,
     lease: Option<(Epoch, Moment)>,
+    /// Joining keepers whose grants it has, and the version of the state that it knows.
+    lease_from: BTreeSet<NodeId>,
+    version: u64,
 }
 
 /// What a keeper process has in memory.
@@ -59,6 +63,8 @@ pub struct Keeper {
     dead_since: Option<Moment>,
     ran: bool,
     hand_over_until: Option<Moment>,
+    /// The joining keepers that it, or the process before it, may have told others about while it needed no lease.
+    listed: BTreeSet<NodeId>,
     primary_was_at: Option<Lsn>,
     /// No write of the rule is on its way: see `cluster::sync`.
     rule_is_known: bool,
@@ -91,6 +97,7 @@ impl Keeper {
             dead_since: None,
             ran: false,
             hand_over_until: None,
+            listed: BTreeSet::new(),
             primary_was_at: None,
             rule_is_known: false,
             barrier: None,
@@ -137,6 +144,11 @@ impl World {
         }
         let local = self.nodes[node].local(self.now);
         let keeper = self.keeper(node);
+        // Strangers, and those that are gone, are not listened to.
+        let known = keeper.state.as_ref().is_none_or(|(_, state)| state.members.contains_key(&id(heartbeat.from)));
+        if !known {
+            return;
+        }
         keeper.heard.insert(id(heartbeat.from), (local, heartbeat.clone()));
         let primary = keeper.state.as_ref().map(|(_, state)| state.rule.primary);
         if primary == Some(id(heartbeat.from)) && heartbeat.serving.is_some() {
@@ -172,6 +184,7 @@ impl World {
             return;
         }
         let local = self.nodes[node].local(self.now);
+        let unsure = self.mutant != Mutant::ForgetfulHolder;
         let keeper = self.keeper(node);
         if keeper.state.as_ref().is_some_and(|(known, _)| *known >= version) {
             return;
@@ -190,6 +203,12 @@ impl World {
             let automatic = news.filter(|it| it.phase == FailoverPhase::Done && it.kind == FailoverKind::Automatic);
             keeper.failovers.extend(automatic.map(|_| local));
         }
+        let joining = state.members.values().filter(|member| member.stage == Stage::Joining).map(|member| member.id);
+        let joining: BTreeSet<NodeId> = joining.collect();
+        keeper.listed = match (&keeper.state, unsure) {
+            (None, true) => joining,
+            _ => &keeper.listed & &joining,
+        };
         // Seen in force: whatever else was on its way was planned on an older version, and will be refused.
         if keeper.barrier == Some(state.rule.version) {
             keeper.barrier = None;
@@ -218,7 +237,7 @@ impl World {
         }
         let Some((version, state)) = keeper.state.clone() else { return };
         self.notice(node, local, &state);
-        if self.keeper(node).busy {
+        if self.keeper(node).busy || self.keep_membership(node, version, &state) {
             return;
         }
         if state.rule.primary == id(node) && state.failover.is_none() {

@@ -49,11 +49,13 @@ pub enum Mutant {
     StaleWrite,
     /// A recruit of the lineage of a rule vouches for that rule too, not for older ones alone.
     DescentTooNear,
+    /// A holder that starts believes that nobody has joined since.
+    ForgetfulHolder,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 21] = [
+    pub const ALL: [Mutant; 22] = [
         Mutant::RecruitTooFew,
         Mutant::PromoteBeforeList,
         Mutant::CountCatchingUp,
@@ -75,6 +77,7 @@ impl Mutant {
         Mutant::RowNotFlushed,
         Mutant::StaleWrite,
         Mutant::DescentTooNear,
+        Mutant::ForgetfulHolder,
     ];
 
     /// The kinds of faults (see `faults`) among which the mistake shows soon, where it is rare among all: a primary that
@@ -102,7 +105,8 @@ impl Mutant {
             | Mutant::PromiseBeforeStop
             | Mutant::RowNotFlushed
             | Mutant::StaleWrite
-            | Mutant::DescentTooNear => &[],
+            | Mutant::DescentTooNear
+            | Mutant::ForgetfulHolder => &[],
         }
     }
 }

@@ -24,6 +24,9 @@ pub const HEAL_MAX: u64 = 150_000;
 /// A seed alone says what its run is, so those that once failed before there was more to draw stay what they were.
 pub const WIDE_FROM: u64 = 1_000_000_000;
 
+/// Seeds from here on may also have members come and go.
+pub const MEMBERS_FROM: u64 = 3_000_000_000;
+
 /// What came of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -119,6 +122,29 @@ fn widen(dice: &mut Dice, state: &mut ClusterState) {
     state.settings.failover.loss_max = Size(dice.pick(&[0, 20, 200, 16 << 20]));
 }
 
+/// Leaves this data node out of the cluster for now.
+fn spare(state: &mut ClusterState, nodes: &mut [Node], index: usize) {
+    let member = state.members.remove(&id(index)).expect("it was a member");
+    let rule = &mut state.rule;
+    rule.voters.remove(&id(index));
+    let count = rule.voters.len() as u32;
+    rule.acks = acks_asked(rule.mode, count as usize + 1, count as usize).min(count);
+    rule.recruit_quorum = if rule.acks == 0 { count } else { count - rule.acks + 1 };
+    if rule.acks > 0 {
+        nodes[0].disk.sync.acks = rule.acks;
+        nodes[0].disk.sync.list = rule.voters.clone();
+    }
+    for node in nodes.iter_mut() {
+        node.known = Some((1, std::rc::Rc::new(state.clone())));
+    }
+    let it = &mut nodes[index];
+    it.spare = Some(member);
+    it.disk.whole = false;
+    it.disk.log.clear();
+    it.disk.flushed = 0;
+    it.disk.ledger = Ledger::default();
+}
+
 fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
     let mut ledger = Ledger { promised: Epoch(1), ..Ledger::default() };
     ledger.begun.insert(1, Epoch(1));
@@ -151,6 +177,7 @@ fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
         unpromised: false,
         armed: false,
         wall_offset: 0,
+        spare: None,
         clock: (dice.between(1_000_000, 9_000_000), dice.between(0, 9_000) as i64 - 4_500),
         fsync_max: dice.between(0, 8),
         witness,
@@ -197,11 +224,19 @@ pub fn run_in(seed: u64, mutant: Mutant, mode: Option<CommitMode>, trace: bool) 
     if wide {
         widen(&mut dice, &mut state);
     }
-    let nodes: Vec<Node> = (0..data + witnesses).map(|index| first_node(&mut dice, index, &state)).collect();
+    let mut nodes: Vec<Node> = (0..data + witnesses).map(|index| first_node(&mut dice, index, &state)).collect();
+    let mut more = Dice::new(!seed);
+    let moves = seed >= MEMBERS_FROM && more.percent(40);
+    if moves && data >= 3 && more.percent(70) && !state.settings.sync_from_other_site {
+        spare(&mut state, &mut nodes, data - 1);
+    }
     let faults_end = dice.between(6_000, 25_000);
     // Without `strict` a mode may fall back to a lease.
     let timed = state.settings.commit_mode == CommitMode::Async || !state.settings.strict;
-    let plan = Plan::draw(&mut dice, data + witnesses, faults_end, timed, mutant.kinds(), wide);
+    let mut plan = Plan::draw(&mut dice, data + witnesses, faults_end, timed, mutant.kinds(), wide);
+    if moves {
+        plan.members_move(&mut more, data + witnesses, faults_end);
+    }
     let shape = format!(
         "{data} data nodes, {witnesses} witnesses, {}, strict {}",
         state.settings.commit_mode, state.settings.strict

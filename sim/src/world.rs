@@ -8,7 +8,7 @@ use crate::mutant::Mutant;
 use crate::network::Network;
 use crate::server::{Disk, Entry, Replication, Running, Sender, Server};
 use crate::store::Store;
-use model::{ClusterState, Epoch, Moment, NodeId};
+use model::{ClusterState, Epoch, Member, Moment, NodeId};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
@@ -43,6 +43,8 @@ pub struct Node {
     pub armed: bool,
     /// The clock's offset and rate error in parts per million.
     pub clock: (u64, i64),
+    /// As which member it may join, where it is none yet.
+    pub spare: Option<Member>,
     /// By how much its civil time is wrong, in milliseconds.
     pub wall_offset: i64,
     /// How long an fsync may take.
@@ -602,11 +604,12 @@ impl World {
 
     /// A majority of hosts can be reached both ways, and the store answers.
     pub fn reaches_store(&self, node: usize) -> bool {
-        let reached = (0..self.nodes.len()).filter(|other| {
+        let members = || cluster::failover::recruit::electors(&self.store.state).map(index);
+        let reached = members().filter(|other| {
             let both = self.network.reaches(node, *other) && self.network.reaches(*other, node);
             both && self.nodes[*other].lives(self.now)
         });
-        self.store.up && reached.count() > self.nodes.len() / 2
+        self.store.up && reached.count() > members().count() / 2
     }
 
     fn write(&mut self, node: usize, incarnation: u64, version: u64, write: Write) {

@@ -16,6 +16,23 @@ fn no_seed_breaks_a_property() {
     (0..SEEDS).for_each(check);
 }
 
+/// In which more is drawn, and members come and go.
+#[test]
+fn no_seed_of_the_wider_world_breaks_a_property() {
+    (sim::run::WIDE_FROM..sim::run::WIDE_FROM + SEEDS / 2).for_each(check);
+    (sim::run::MEMBERS_FROM..sim::run::MEMBERS_FROM + SEEDS).for_each(check);
+}
+
+#[test]
+fn members_come_and_go() {
+    let outcomes = (0..40).map(|seed| run(sim::run::MEMBERS_FROM + seed, Mutant::None, true));
+    let story: Vec<String> = outcomes.flat_map(|outcome| outcome.trace).collect();
+    let told = |what: &str| story.iter().filter(|line| line.ends_with(what)).count();
+    assert!(told("the node has joined") > 2);
+    assert!(told("a node has left") > 2);
+    assert!(told("a failover is forced") > 0);
+}
+
 #[test]
 fn runs_have_what_they_are_meant_to_test() {
     let outcomes: Vec<_> = (0..40).map(|seed| run(seed, Mutant::None, false)).collect();
@@ -73,7 +90,7 @@ fn seed_87_the_watcher_minds_a_server_that_only_starts() {
 }
 
 /// Each mutant, the mode in which it shows, and a seed from which on it soon does.
-const CAUGHT: [(Mutant, Option<CommitMode>, u64); 21] = [
+const CAUGHT: [(Mutant, Option<CommitMode>, u64); 22] = [
     (Mutant::RecruitTooFew, None, 11),
     (Mutant::PromoteBeforeList, None, 129),
     (Mutant::CountCatchingUp, None, 339),
@@ -95,6 +112,7 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 21] = [
     (Mutant::RowNotFlushed, Some(CommitMode::Async), 60),
     (Mutant::StaleWrite, None, 4),
     (Mutant::DescentTooNear, None, 75),
+    (Mutant::ForgetfulHolder, None, 1_795_840_450_978),
 ];
 
 #[test]
@@ -148,4 +166,32 @@ fn seed_1000004896_a_forced_attempt_that_finds_nobody_goes_on_as_an_automatic_on
 #[test]
 fn seed_1000001586_the_loss_of_a_choice_is_the_winners() {
     check(1_000_001_586);
+}
+
+/// A node was ordered out while another primary was being made: it stopped, and the rules that bound the attempt went on
+/// counting on it. Such an order is refused now.
+#[test]
+fn seeds_3000003530_and_3000000531_nobody_is_removed_while_another_primary_is_made() {
+    check(3_000_003_530);
+    check(3_000_000_531);
+}
+
+/// The primary of two nodes needs no lease, and told a third that it may count. It started anew before it had heard that
+/// the third did, and served for a moment beside the primary that the other two had made.
+#[test]
+fn seed_1795840450978_a_holder_that_starts_may_have_told_who_joins_that_it_counts() {
+    check(1_795_840_450_978);
+}
+
+/// The simulated keeper took an order to promote, given to a process that had died meanwhile, for one to the next process.
+#[test]
+fn seed_1795840482520_an_order_to_promote_dies_with_the_process() {
+    check(1_795_840_482_520);
+}
+
+/// A winner that had been left aside was made the primary by force, and its descent lacked the primacy that was left aside:
+/// the others rewound to a position that was no fork.
+#[test]
+fn seed_1795840689763_a_winner_that_was_left_aside_keeps_its_descent() {
+    check(1_795_840_689_763);
 }

@@ -176,7 +176,11 @@ fn a_holder_and_a_candidate_one_elector_apart_never_both_have_a_majority() {
             (0_u32..1 << now.len()).map(|bits| now.iter().copied().filter(move |id| bits >> (id.0 - 1) & 1 == 1))
         {
             let lapsed: BTreeSet<NodeId> = lapsed.collect();
-            for (electors, listed) in [(&known, None), (&known, Some(joining)), (&now, Some(joining))] {
+            // After a start the holder knows only that it told one of these.
+            let (none, one) = (BTreeSet::new(), BTreeSet::from([joining]));
+            let doubt = BTreeSet::from([joining, NodeId(9)]);
+            for (electors, listed) in [(&known, &none), (&known, &one), (&now, &one), (&known, &doubt), (&now, &doubt)]
+            {
                 if lapsed.intersection(electors).count() < recruit::majority(electors.len()) {
                     continue;
                 }
@@ -350,4 +354,28 @@ fn a_forced_attempt_that_finds_nobody_goes_on_as_an_automatic_one_where_it_canno
     assert_eq!(next(super::FORCED_PHASE_MAX), Some(Action::Unplan(Epoch(3))));
     let going_on = procedure::unplan(&state, Epoch(3), NOW).and_then(|it| it.failover).expect("automatic now");
     assert_eq!((going_on.kind, going_on.phase), (FailoverKind::Automatic, FailoverPhase::Recruit));
+}
+
+/// Node 2 won epoch 2 and was left aside for node 3 of epoch 3; then a person has node 2 made the primary after all.
+#[test]
+fn the_descent_of_a_winner_that_was_left_aside_knows_where_it_began() {
+    let state = chosen();
+    let again = procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "it died", "stemma", NOW).expect("claimed");
+    let choose = |state: &ClusterState, epoch: u64, node: u64, held: Recruited| {
+        let failover = state.failover.as_ref().expect("claimed");
+        let reports = BTreeMap::from([(NodeId(node), report(epoch, Some(held)))]);
+        let choice =
+            candidate::choose(state, failover, &reports, Some(Lsn(0)), &super::Policy::default()).expect("a winner");
+        let chosen = procedure::choose(state, Epoch(epoch), &choice, NOW).expect("chosen");
+        let rule = chosen.failover.as_ref().and_then(|it| it.next.clone()).expect("chosen");
+        procedure::settle(&chosen, Epoch(epoch), &rule, Timeline(epoch as u32 + 10), NOW).expect("settled")
+    };
+    let state = choose(&again, 3, 3, Recruited { lineage: Epoch(1), timeline: Timeline(1), position: Lsn(8) });
+    let kind = FailoverKind::Forced { to: Some(NodeId(2)), loss_bytes_max: u64::MAX };
+    let forced = procedure::claim(&state, Epoch(3), kind, "ann asked for it", "ann", NOW).expect("claimed");
+    let state = choose(&forced, 4, 2, Recruited { lineage: Epoch(2), timeline: Timeline(2), position: Lsn(70) });
+    let descent = descent(&state);
+    let told: Vec<_> = descent.iter().map(|it| (it.epoch.0, it.timeline.0, it.ended_at.map(|at| at.0))).collect();
+    assert_eq!(told, [(1, 1, Some(9)), (2, 2, Some(70)), (4, 14, None)]);
+    assert_eq!(decide(&held(1, 60), true, &descent), Rejoin::Rewind { fork: Lsn(9) });
 }

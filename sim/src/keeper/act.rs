@@ -102,8 +102,11 @@ impl World {
                 self.start(node, 20, Op::Stopping(since));
             }
             Action::StartDetached => {
-                self.nodes[node].disk.standby = true;
-                self.nodes[node].disk.follows = None;
+                let it = &mut self.nodes[node];
+                it.disk.standby = true;
+                it.disk.follows = None;
+                // An order that came too late for the process before this one.
+                it.armed = false;
                 let delay = self.dice.between(20, 400);
                 self.start_server(node, delay);
             }
@@ -312,6 +315,7 @@ impl World {
                 it.disk.follows = Some((upstream, epoch));
                 it.disk.standby = true;
                 if it.server.running == Running::No {
+                    it.armed = false;
                     let delay = self.dice.between(20, 300);
                     self.start_server(node, delay);
                 }
