@@ -4,7 +4,7 @@
 mod nodes;
 mod primacy;
 
-pub use nodes::data_nodes;
+pub use nodes::{data_nodes, removable};
 
 use crate::history;
 use crate::operation;

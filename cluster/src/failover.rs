@@ -19,11 +19,13 @@
 //!
 //! # Why nothing acknowledged is lost
 //! Let a rule `R = (V, k, q)` of epoch `e` be *closed* for an attempt if `q` of `V` are recruited (`q = |V| - k + 1`), or
-//! its primary is. Claim: when all binding rules are closed, the best recruit holds every commit that was or will ever
+//! its primary is, or a recruit is of a lineage later than `e`. Claim: when all binding rules are closed, the best recruit holds every commit that was or will ever
 //! be acknowledged under an older epoch. By induction over epochs:
 //! 1. *The future of R.* Fewer than `k` of `V` are left that could confirm for its primary, or the primary itself has
 //!    stopped. Promises outlive crashes, and a node follows a primary of epoch `x` only after it promised `x`; so this
-//!    stays so.
+//!    stays so. Hence a rule that was closed for the winner of `E' > e` is closed for every later attempt, and a recruit
+//!    of lineage `E'` vouches for its past: it descends from that winner. (The nodes of `R` themselves may no longer be
+//!    able to: for the sake of a winner that is not settled they may have begun to copy its data in place of theirs.)
 //! 2. *The past of R.* Each commit acknowledged under `R` is held by `k` of `V` (`sync` keeps this true through every
 //!    change within an epoch) and by its primary, thus by a recruit, on a timeline begun in an epoch `<= e`, or on one
 //!    that was begun later by a winner chosen after `R` was closed, which holds it by induction.
@@ -121,6 +123,8 @@ pub const SWITCHOVER_PHASE_MAX: Millis = Millis(10_000);
 pub const SWITCHOVER_REPORTS_WAIT: Millis = Millis(200);
 /// Without acknowledgements: how long to wait for the reports of the remaining voters.
 pub const ASYNC_REPORTS_WAIT: Millis = Millis(500);
+/// Where only a recruit's descent closes an older rule: how long to wait for the reports of the voters.
+pub const DESCENT_REPORTS_WAIT: Millis = Millis(1_500);
 /// How long a forced attempt may look for a winner before it is given up, whoever notices.
 pub const FORCED_PHASE_MAX: Millis = Millis(10_000);
 /// How long a winner may take before somebody else tries, though its keeper answers.

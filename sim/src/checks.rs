@@ -1,13 +1,15 @@
 //! What must hold, checked as things happen. One property a file; the first that breaks ends the run.
 
 mod acknowledged;
+mod choices;
 mod epochs;
 mod one_primary;
 mod plans;
+mod settled;
 pub mod whole;
 
 use crate::server::Entry;
-use model::failover::FailoverPhase;
+use model::failover::{FailoverKind, FailoverPhase};
 use model::{ClusterState, Epoch, NodeId};
 
 /// All properties with what they remember.
@@ -32,6 +34,8 @@ pub struct Checks {
     pub superseded: u64,
     /// Commits that modes without acknowledgements lost.
     pub lost_unpromised: u64,
+    /// The newest epoch whose winner was chosen because a person accepted a loss.
+    forced: Epoch,
     /// The longest time without an acknowledgement.
     pub gap_max: u64,
 }
@@ -51,6 +55,7 @@ impl Checks {
             undone: 0,
             superseded: 0,
             lost_unpromised: 0,
+            forced: Epoch(0),
             gap_max: 0,
         }
     }
@@ -71,6 +76,10 @@ impl Checks {
         self.acknowledged_count += 1;
         self.gap_max = self.gap_max.max(now - self.acknowledged_at);
         self.acknowledged_at = now;
+        // Once a person has another primary made at any price, nobody vouches for what the old one still says.
+        if epoch < self.forced {
+            return;
+        }
         let result = self.one_primary.acknowledged(node, epoch, acks, position, commit);
         self.expect(result);
         self.acknowledged.acknowledged(position, commit);
@@ -82,7 +91,7 @@ impl Checks {
         self.expect(result);
     }
 
-    /// Consensus changed. `logs` are what the nodes hold now.
+    /// Consensus changed. `logs` are what the nodes hold now, flushed.
     pub fn state_changed(&mut self, now: u64, before: &ClusterState, after: &ClusterState, logs: &[&[Entry]]) {
         let result = self.epochs.changed(before, after).and_then(|()| plans::changed(before, after));
         self.expect(result);
@@ -91,6 +100,11 @@ impl Checks {
         };
         if chosen(after).is_some() && chosen(after) != chosen(before) {
             let failover = after.failover.as_ref().expect("it was chosen");
+            if matches!(failover.kind, FailoverKind::Forced { .. }) {
+                self.forced = failover.epoch;
+            }
+            let result = choices::allowed(before, failover);
+            self.expect(result);
             let result = self.acknowledged.chosen(before, failover, logs, &mut self.lost_unpromised);
             self.expect(result);
             self.one_primary.chosen(failover, logs);
@@ -99,6 +113,8 @@ impl Checks {
             let log = logs[after.rule.primary.0 as usize - 1];
             let result = self.acknowledged.held_by(log, &format!("the rule of epoch {}", after.rule.epoch));
             self.expect(result);
+            let result = settled::first_record(after, logs);
+            self.expect(result);
         }
         if let Some(last) = after.failovers.last()
             && before.failovers.last() != Some(last)
@@ -106,8 +122,7 @@ impl Checks {
             match last.phase {
                 FailoverPhase::Done => {
                     self.failovers += 1;
-                    self.switchovers +=
-                        u64::from(matches!(last.kind, model::failover::FailoverKind::Switchover { .. }));
+                    self.switchovers += u64::from(matches!(last.kind, FailoverKind::Switchover { .. }));
                 }
                 FailoverPhase::Undone => self.undone += 1,
                 FailoverPhase::Superseded => self.superseded += 1,

@@ -50,6 +50,14 @@ pub enum Fault {
     Mode(usize, CommitMode),
     /// The store answers again.
     StoreUp,
+    /// A person asks this node to make that one, or the best, the primary, and accepts the loss of so much log.
+    Forced(usize, Option<usize>, u64),
+    /// A person has the spare node join, through this node.
+    Join(usize),
+    /// A person has this node remove that one.
+    Leave(usize, usize),
+    /// The civil time of a node jumps: it is wrong by so many milliseconds from now on.
+    WallClock(usize, i64),
 }
 
 /// The faults of a run, with their times.
@@ -60,12 +68,15 @@ pub struct Plan {
 }
 
 const KINDS: usize = 17;
+/// In the wider world.
+const KINDS_WIDE: usize = 19;
 
 impl Plan {
     /// Draws a plan for `nodes` nodes, with faults up to `end`. `timed` says that leases decide: then a frozen machine
     /// is beyond what is promised. `only` narrows the kinds, where it is not empty.
-    pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool, only: &[usize]) -> Plan {
-        let mut kinds: Vec<usize> = (0..KINDS).filter(|_| dice.percent(40)).collect();
+    pub fn draw(dice: &mut Dice, nodes: usize, end: u64, timed: bool, only: &[usize], wide: bool) -> Plan {
+        let all = if wide { KINDS_WIDE } else { KINDS };
+        let mut kinds: Vec<usize> = (0..all).filter(|_| dice.percent(40)).collect();
         if !only.is_empty() {
             kinds = only.to_vec();
         }
@@ -83,6 +94,16 @@ impl Plan {
             at += dice.between(1, pause * 2);
         }
         Plan { faults }
+    }
+
+    /// Adds some joins and removals, the same request through several nodes: some of them are out of reach.
+    pub fn members_move(&mut self, dice: &mut Dice, nodes: usize, end: u64) {
+        for _ in 0..dice.between(2, 12) {
+            let (at, other) = (dice.between(500, end), dice.draw() as usize % nodes);
+            let join = dice.percent(65);
+            let node = dice.draw() as usize % nodes;
+            self.faults.push((at, if join { Fault::Join(node) } else { Fault::Leave(node, other) }));
+        }
     }
 }
 
@@ -111,6 +132,8 @@ fn draw(dice: &mut Dice, kind: usize, nodes: usize) -> Fault {
         14 if dice.percent(50) => Fault::SlowDisk(node, dice.between(5, 300)),
         14 => Fault::NetworkHeals,
         15 => Fault::StoreDown(long),
+        17 => Fault::Forced(node, dice.percent(50).then_some(other), dice.pick(&[0, 20, 200, u64::MAX])),
+        18 => Fault::WallClock(node, dice.between(0, 600_000) as i64 - 300_000),
         _ if dice.percent(15) => Fault::Mode(node, dice.pick(&CommitMode::ALL[1..])),
         _ => Fault::Switchover(node, dice.percent(60).then_some(other)),
     }
@@ -168,6 +191,10 @@ pub(crate) fn strike(world: &mut World, fault: Fault) {
         Fault::NetworkHeals => world.network.heal(),
         Fault::Switchover(node, to) => world.ask_switchover(node, to),
         Fault::Mode(node, mode) => world.ask_mode(node, mode),
+        Fault::Forced(node, to, most) => world.ask_forced(node, to, most),
+        Fault::Join(node) => world.ask_join(node),
+        Fault::Leave(node, other) => world.ask_leave(node, other),
+        Fault::WallClock(node, offset) => world.nodes[node].wall_offset = offset,
     }
 }
 

@@ -1,11 +1,12 @@
 //! A keeper: asks the pure decisions what to do and does it to its model server, slowly, and possibly killed in between.
 
 mod act;
+mod asked;
 mod look;
 
 use crate::mutant::Mutant;
 use crate::server::Running;
-use crate::world::{Event, TICK, World, id, index};
+use crate::world::{Event, TICK, World, id};
 use cluster::failover::detect::{OwnWord, Said};
 use cluster::failover::lease::{self, Grantor, Holder};
 use cluster::failover::ledger::Ledger;
@@ -13,6 +14,7 @@ use cluster::failover::order::{Action, Serving};
 use cluster::failover::procedure::leader_of;
 use cluster::failover::recruit::Report;
 use model::failover::{FailoverKind, FailoverPhase};
+use model::state::Stage;
 use model::{ClusterState, Epoch, Lsn, Moment, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -36,6 +38,9 @@ pub struct Heartbeat {
     own_word: Option<OwnWord>,
     said: Option<(NodeId, Said)>,
     lease: Option<(Epoch, Moment)>,
+    /// Joining keepers whose grants it has, and the version of the state that it knows.
+    lease_from: BTreeSet<NodeId>,
+    version: u64,
 }
 
 /// What a keeper process has in memory.
@@ -58,6 +63,8 @@ pub struct Keeper {
     dead_since: Option<Moment>,
     ran: bool,
     hand_over_until: Option<Moment>,
+    /// The joining keepers that it, or the process before it, may have told others about while it needed no lease.
+    listed: BTreeSet<NodeId>,
     primary_was_at: Option<Lsn>,
     /// No write of the rule is on its way: see `cluster::sync`.
     rule_is_known: bool,
@@ -67,14 +74,18 @@ pub struct Keeper {
 
 impl Keeper {
     /// A process that just started, with what it read from its disk.
-    pub fn new(now: Moment, ledger: Ledger) -> Keeper {
+    pub fn new(now: Moment, ledger: Ledger, mutant: Mutant) -> Keeper {
+        let mut grantor = Grantor::new(now);
+        if mutant == Mutant::ForgetfulGrantor {
+            grantor.forget_silence();
+        }
         Keeper {
             state: None,
             ledger,
             heard: BTreeMap::new(),
             started_at: now,
             holder: Holder::default(),
-            grantor: Grantor::new(now),
+            grantor,
             floors: BTreeMap::new(),
             last_streaming: BTreeMap::new(),
             phase: None,
@@ -86,6 +97,7 @@ impl Keeper {
             dead_since: None,
             ran: false,
             hand_over_until: None,
+            listed: BTreeSet::new(),
             primary_was_at: None,
             rule_is_known: false,
             barrier: None,
@@ -132,6 +144,11 @@ impl World {
         }
         let local = self.nodes[node].local(self.now);
         let keeper = self.keeper(node);
+        // Strangers, and those that are gone, are not listened to.
+        let known = keeper.state.as_ref().is_none_or(|(_, state)| state.members.contains_key(&id(heartbeat.from)));
+        if !known {
+            return;
+        }
         keeper.heard.insert(id(heartbeat.from), (local, heartbeat.clone()));
         let primary = keeper.state.as_ref().map(|(_, state)| state.rule.primary);
         if primary == Some(id(heartbeat.from)) && heartbeat.serving.is_some() {
@@ -144,12 +161,9 @@ impl World {
 
     fn ask_lease(&mut self, node: usize, holder: usize, epoch: Epoch, sent_at: Moment) {
         let local = self.nodes[node].local(self.now);
-        let forgetful = self.mutant == Mutant::ForgetfulGrantor;
+        let unfaithful = self.mutant == Mutant::GrantAfterPromise;
         let keeper = self.keeper(node);
-        if forgetful {
-            keeper.grantor.forget_silence();
-        }
-        let promised = keeper.ledger.promised;
+        let promised = if unfaithful { Epoch(0) } else { keeper.ledger.promised };
         if keeper.grantor.may_grant(id(holder), epoch, promised, local, &LEASE).is_ok() {
             keeper.grantor.grant(id(holder), epoch, local);
             self.send(node, holder, Event::Granted(holder, node, epoch, sent_at));
@@ -170,6 +184,7 @@ impl World {
             return;
         }
         let local = self.nodes[node].local(self.now);
+        let unsure = self.mutant != Mutant::ForgetfulHolder;
         let keeper = self.keeper(node);
         if keeper.state.as_ref().is_some_and(|(known, _)| *known >= version) {
             return;
@@ -188,6 +203,12 @@ impl World {
             let automatic = news.filter(|it| it.phase == FailoverPhase::Done && it.kind == FailoverKind::Automatic);
             keeper.failovers.extend(automatic.map(|_| local));
         }
+        let joining = state.members.values().filter(|member| member.stage == Stage::Joining).map(|member| member.id);
+        let joining: BTreeSet<NodeId> = joining.collect();
+        keeper.listed = match (&keeper.state, unsure) {
+            (None, true) => joining,
+            _ => &keeper.listed & &joining,
+        };
         // Seen in force: whatever else was on its way was planned on an older version, and will be refused.
         if keeper.barrier == Some(state.rule.version) {
             keeper.barrier = None;
@@ -216,7 +237,7 @@ impl World {
         }
         let Some((version, state)) = keeper.state.clone() else { return };
         self.notice(node, local, &state);
-        if self.keeper(node).busy {
+        if self.keeper(node).busy || self.keep_membership(node, version, &state) {
             return;
         }
         if state.rule.primary == id(node) && state.failover.is_none() {
@@ -233,7 +254,7 @@ impl World {
             own: &own,
             others: &others,
             phase_age: local.since(keeper.phase_since),
-            policy: &cluster::failover::Policy::default(),
+            policy: &cluster::failover::Policy::of(&state, self.wall(node)),
         };
         match cluster::failover::order::next(&view) {
             Some(action) => self.act(node, version, &state, action),
@@ -319,6 +340,12 @@ impl World {
 
     /// What the mutant makes of the state before the decisions see it.
     fn lied_state(&self, state: &Rc<ClusterState>) -> Rc<ClusterState> {
+        if !matches!(
+            self.mutant,
+            Mutant::RecruitTooFew | Mutant::NonVoterWins | Mutant::ForgetUnsettled | Mutant::DescentTooNear
+        ) {
+            return state.clone();
+        }
         let mut lied = ClusterState::clone(state);
         match self.mutant {
             Mutant::RecruitTooFew => {
@@ -336,46 +363,13 @@ impl World {
                     failover.unsettled.clear();
                 }
             }
-            _ => return state.clone(),
+            Mutant::DescentTooNear => {
+                let recruits = lied.failover.as_ref().is_some_and(|it| it.phase == FailoverPhase::Recruit);
+                lied.rule.epoch.0 -= u64::from(recruits);
+            }
+            _ => {}
         }
         Rc::new(lied)
-    }
-
-    /// A person asks for a switchover, through any keeper that answers.
-    pub(crate) fn ask_switchover(&mut self, node: usize, to: Option<usize>) {
-        if !self.nodes[node].lives(self.now) || self.nodes[node].keeper.is_none() {
-            return;
-        }
-        let Some((version, state)) = self.keeper(node).state.clone() else { return };
-        let to = to.map(id).filter(|to| *to != state.rule.primary && !state.members[to].witness);
-        let primary = &self.nodes[index(state.rule.primary)];
-        let now = primary.server.senders.iter().map(|(node, sender)| {
-            let behind = model::LagBytes((primary.disk.flushed - sender.flushed.min(primary.disk.flushed)) as u64);
-            let streaming = sender.streaming && self.now < sender.heard_at + 1_000;
-            (*node, cluster::failover::switchover::ReplicaNow { streaming, behind: Some(behind), paused: false })
-        });
-        let policy = cluster::failover::Policy::default();
-        let serves = primary.server.running == Running::Primary;
-        let table = cluster::failover::switchover::preflight(&state, to, &now.collect(), serves, &policy);
-        if table.refused.is_some() {
-            return;
-        }
-        let (after, kind) = (cluster::failover::procedure::epoch_of(&state), FailoverKind::Switchover { to });
-        let next = cluster::failover::procedure::claim(&state, after, kind, "asked for", "operator", self.wall());
-        if let Some(next) = next {
-            self.submit(node, version, next, "switchover begins");
-        }
-    }
-
-    /// A person changes the commit mode.
-    pub(crate) fn ask_mode(&mut self, node: usize, mode: model::CommitMode) {
-        if !self.nodes[node].lives(self.now) || self.nodes[node].keeper.is_none() {
-            return;
-        }
-        let Some((version, state)) = self.keeper(node).state.clone() else { return };
-        let mut next = ClusterState::clone(&state);
-        next.settings.commit_mode = mode;
-        self.submit(node, version, next, "the commit mode changes");
     }
 
     /// Whether an action of a keeper is a write of the state.

@@ -151,13 +151,13 @@ impl Server {
         let incarnation = self.incarnation + 1;
         *self = Server { incarnation, ..Server::stopped() };
     }
-    /// Whether a commit at `position` is held by as many as the list asks for.
-    pub fn is_held(&self, position: usize) -> bool {
-        let holders =
-            self.sync.list.iter().filter(|node| {
-                self.senders.get(node).is_some_and(|sender| sender.streaming && sender.flushed >= position)
-            });
-        holders.count() >= self.sync.acks as usize
+    /// Up to which position commits are held by as many as the list asks for.
+    pub fn held_up_to(&self) -> usize {
+        let Some(last) = (self.sync.acks as usize).checked_sub(1) else { return usize::MAX };
+        let senders = self.sync.list.iter().filter_map(|node| self.senders.get(node));
+        let mut flushed: Vec<usize> = senders.filter(|sender| sender.streaming).map(|sender| sender.flushed).collect();
+        flushed.sort_unstable_by(|a, b| b.cmp(a));
+        flushed.get(last).copied().unwrap_or(0)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::mutant::Mutant;
 use crate::network::Network;
 use crate::server::{Disk, Entry, Replication, Running, Sender, Server};
 use crate::store::Store;
-use model::{ClusterState, Epoch, Moment, NodeId};
+use model::{ClusterState, Epoch, Member, Moment, NodeId};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
@@ -43,6 +43,10 @@ pub struct Node {
     pub armed: bool,
     /// The clock's offset and rate error in parts per million.
     pub clock: (u64, i64),
+    /// As which member it may join, where it is none yet.
+    pub spare: Option<Member>,
+    /// By how much its civil time is wrong, in milliseconds.
+    pub wall_offset: i64,
     /// How long an fsync may take.
     pub fsync_max: u64,
     /// Witnesses have no database.
@@ -134,6 +138,8 @@ pub struct World {
     pub healed: bool,
     next_id: u32,
     next_connection: u64,
+    /// A keepalive's load.
+    nothing: Rc<[Entry]>,
     /// Log still arrives at no more than this many milliseconds between client writes.
     pub client_pause: u64,
 }
@@ -168,6 +174,7 @@ impl World {
             healed: false,
             next_id: 1_000,
             next_connection: 0,
+            nothing: Rc::new([]),
             client_pause: 12,
         };
         for node in 0..count {
@@ -323,19 +330,14 @@ impl World {
         if it.server.running != Running::Primary || !it.serves(now) {
             return;
         }
-        let mut waiting = std::mem::take(&mut it.server.waiting);
-        let flushed = it.disk.flushed;
-        let server = &it.server;
-        let mut done = Vec::new();
-        waiting.retain(|(position, id)| {
-            let held = *position <= flushed && server.is_held(*position);
-            if held {
-                done.push((*position, *id));
-            }
-            !held
-        });
+        // Positions grow, so those that are held come first.
+        let held = it.disk.flushed.min(it.server.held_up_to());
+        let count = it.server.waiting.partition_point(|(position, _)| *position <= held);
+        if count == 0 {
+            return;
+        }
+        let done: Vec<_> = it.server.waiting.drain(..count).collect();
         let (epoch, acks) = (it.disk.served, it.server.sync.acks);
-        it.server.waiting = waiting;
         for (position, commit) in done {
             self.checks.acknowledged(now, id(node), epoch, acks, position, commit);
         }
@@ -370,7 +372,8 @@ impl World {
         // Also one that is only about to be promoted: the order may take effect after the lease.
         let serves = it.server.running == Running::Primary || it.armed;
         let alone = serves && it.server.running != Running::No && (it.server.sync.acks == 0 || it.unpromised);
-        if alone && it.fence_at.is_none_or(|at| local >= at) {
+        let awake = self.mutant != Mutant::NoWatcher;
+        if alone && awake && it.fence_at.is_none_or(|at| local >= at) {
             self.say(|| format!("n{}: the watcher kills the server: its lease ends", node + 1));
             self.kill_server(node);
         }
@@ -407,7 +410,7 @@ impl World {
         for (to, sender) in &it.server.senders {
             let start = sender.flushed.min(flushed);
             let end = flushed.min(start + BATCH);
-            let entries: Rc<[Entry]> = it.disk.log[start..end].into();
+            let entries: Rc<[Entry]> = if start == end { self.nothing.clone() } else { it.disk.log[start..end].into() };
             out.push((index(*to), Replication::Data { connection: sender.connection, start, entries }));
         }
         for (to, message) in out {
@@ -455,7 +458,7 @@ impl World {
             return;
         }
         it.server.senders.insert(id(from), Sender { connection, flushed: length, heard_at: now, streaming: false });
-        let message = Replication::Data { connection, start: length, entries: Rc::new([]) };
+        let message = Replication::Data { connection, start: length, entries: self.nothing.clone() };
         self.send(to, from, Event::Replicate(to, from, message));
     }
 
@@ -586,7 +589,7 @@ impl World {
         }
         it.incarnation += 1;
         let local = it.local(self.now);
-        it.keeper = Some(Keeper::new(local, it.disk.ledger.clone()));
+        it.keeper = Some(Keeper::new(local, it.disk.ledger.clone(), self.mutant));
         let incarnation = it.incarnation;
         let jitter = self.dice.between(0, TICK);
         self.after(jitter, Event::KeeperTick(node, incarnation));
@@ -601,11 +604,12 @@ impl World {
 
     /// A majority of hosts can be reached both ways, and the store answers.
     pub fn reaches_store(&self, node: usize) -> bool {
-        let reached = (0..self.nodes.len()).filter(|other| {
+        let members = || cluster::failover::recruit::electors(&self.store.state).map(index);
+        let reached = members().filter(|other| {
             let both = self.network.reaches(node, *other) && self.network.reaches(*other, node);
             both && self.nodes[*other].lives(self.now)
         });
-        self.store.up && reached.count() > self.nodes.len() / 2
+        self.store.up && reached.count() > members().count() / 2
     }
 
     fn write(&mut self, node: usize, incarnation: u64, version: u64, write: Write) {
@@ -614,6 +618,7 @@ impl World {
         }
         let before = self.store.state.clone();
         let what = write.what;
+        let version = if self.mutant == Mutant::StaleWrite { self.store.version } else { version };
         if self.store.compare_and_set(version, write.state) {
             let after = self.store.state.clone();
             self.say(|| format!("n{}: {what}", node + 1));
@@ -631,7 +636,7 @@ impl World {
     }
 
     fn state_changed(&mut self, before: &ClusterState, after: &ClusterState) {
-        let logs: Vec<&[Entry]> = self.nodes.iter().map(|node| node.disk.log.as_slice()).collect();
+        let logs: Vec<&[Entry]> = self.nodes.iter().map(|node| &node.disk.log[..node.disk.flushed]).collect();
         self.checks.state_changed(self.now, before, after, &logs);
     }
 

@@ -9,6 +9,7 @@ use model::command::NodePatch;
 use model::error::exit;
 use model::state::Stage;
 use model::{ClusterState, Member, NodeId, NodeName, Outcome, ReplicaKind, Trouble};
+use std::collections::BTreeSet;
 
 type Decided = Result<(ClusterState, Outcome), Trouble>;
 
@@ -34,7 +35,7 @@ pub(super) fn remove(state: &ClusterState, name: &NodeName, force: bool, context
     let mut next = state.clone();
     next.members.entry(member.id).and_modify(|found| found.stage = Stage::Leaving);
     check_consensus(&next, name, context)?;
-    check_strict(state, &next, name)?;
+    removable(state, &next, name)?;
     let how = if answers { "" } else { ", though its keeper does not answer" };
     let text = format!("removal of {name} was ordered{how}");
     history::record(&mut next, context.now, "node-leaving", Some(name), text, &context.actor.name);
@@ -52,6 +53,41 @@ pub(super) fn remove(state: &ClusterState, name: &NodeName, force: bool, context
         notes.push(format!("{name} is cut off, but what still runs there is not stopped"));
     }
     Ok((next, Outcome { notes, ..outcome(format!("{name} is being removed")) }))
+}
+
+/// Whether the cluster can do without the node now. `after` is the state with it leaving.
+pub fn removable(state: &ClusterState, after: &ClusterState, name: &NodeName) -> Result<(), Trouble> {
+    // One that leaves stops its server and is asked no more, yet the rules that bind the attempt may count on it, and they
+    // cannot change before the attempt has ended.
+    if let Some(running) = &state.failover {
+        return Err(Trouble::operation_running(
+            format!("a change of primary is in progress: {}", running.id),
+            format!("wait until it is over; `stemma explain {}` shows how far it is", running.id),
+        ));
+    }
+    check_strict(state, after, name)?;
+    check_other_site(state, after, name)
+}
+
+/// Under `strict` every commit would wait once no replica is left at another site, where one of those must confirm.
+fn check_other_site(before: &ClusterState, after: &ClusterState, name: &NodeName) -> Result<(), Trouble> {
+    let sites = |state: &ClusterState| {
+        let data =
+            state.members.values().filter(|member| member.may_vote_for_commits() && member.stage == Stage::Active);
+        data.map(|member| &member.site).collect::<BTreeSet<_>>().len()
+    };
+    if !after.settings.strict || !after.settings.sync_from_other_site || sites(after) > 1 || sites(before) < 2 {
+        return Ok(());
+    }
+    let mut trouble = Trouble::durability_degraded(
+        format!(
+            "without `{name}` all data is at one site, and sync_from_other_site with strict = true waits for another"
+        ),
+        "add a replica at another site first, or set `strict = false` or `sync_from_other_site = false` with `stemma \
+         config set`",
+    );
+    trouble.exit = exit::REFUSED;
+    Err(trouble)
 }
 
 /// Of those that stay, a majority must answer: else the group could decide nothing, this removal's end included.

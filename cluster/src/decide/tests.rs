@@ -159,6 +159,24 @@ fn a_replica_is_removed_and_the_primary_is_not() {
 }
 
 #[test]
+fn nobody_is_removed_while_another_primary_is_made_nor_the_only_one_of_another_site_that_must_confirm() {
+    let mut world = World::new();
+    let claim = crate::failover::procedure::claim;
+    let kind = model::failover::FailoverKind::Automatic;
+    let busy = claim(&world.state, world.state.rule.epoch, kind, "it died", "stemma", NOW).expect("claimed");
+    let calm = std::mem::replace(&mut world.state, busy);
+    let refused = world.told(remove("n3", true));
+    assert!(refused.contains("a change of primary is in progress: fo_2"), "{refused}");
+    world.state = calm;
+    world.member(3).site = "far".parse().expect("a site");
+    (world.state.settings.strict, world.state.settings.sync_from_other_site) = (true, true);
+    let refused = world.told(remove("n3", false));
+    assert!(refused.contains("without `n3` all data is at one site"), "{refused}");
+    world.state.settings.strict = false;
+    assert!(world.told(remove("n3", false)).contains("n3 is being removed"));
+}
+
+#[test]
 fn a_silent_node_is_removed_by_force_and_not_at_the_price_of_the_quorum() {
     let mut world = World::new();
     world.silent = vec!["n3"];

@@ -109,6 +109,11 @@ pub fn fitness(state: &ClusterState, kind: &FailoverKind, member: &Member, polic
     if asked.is_some() {
         return Err(Unfit::NotAsked);
     }
+    // It is or was the primary already: others may wait for what it alone holds, and going on takes nothing over.
+    let leads = |rule: &Rule| rule.primary == member.id;
+    if binding(state).any(leads) {
+        return Ok(Fit(member.id));
+    }
     if member.priority == 0 {
         return Err(Unfit::PriorityZero);
     }
@@ -150,11 +155,13 @@ pub fn choose(
         let count = rule.voters.iter().filter(|voter| recruited.contains_key(voter)).count() as u32;
         rule.acks > 0 && count >= rule.recruit_quorum.max(1)
     };
-    let unpromised = binding(state).any(|rule| !recruited.contains_key(&rule.primary) && !vouched(rule));
+    // What older rules may have lost was counted when the winner of the best recruit's lineage was chosen.
+    let lineage = best.map(|(_, held)| held.lineage).unwrap_or_default();
+    let unpromised =
+        binding(state).any(|rule| rule.epoch >= lineage && !recruited.contains_key(&rule.primary) && !vouched(rule));
     let forced = matches!(failover.kind, FailoverKind::Forced { .. });
     let mut refused = BTreeMap::new();
     let mut fit = Vec::new();
-    let mut loss_bytes = None;
     for member in state.members.values() {
         let verdict = fitness(state, &failover.kind, member, policy).and_then(|fit| {
             let bound = binding(state).any(|rule| rule.voters.contains(&member.id) || rule.primary == member.id);
@@ -171,7 +178,7 @@ pub fn choose(
         let verdict = verdict.and_then(|(fit, held)| {
             let bound = binding(state).any(|rule| rule.voters.contains(&member.id) || rule.primary == member.id);
             if !unpromised && bound {
-                return Ok(fit);
+                return Ok((fit, None));
             }
             // A position nobody knows is no small loss.
             let bytes = primary_was_at.map_or(u64::MAX, |at| at.lag_of(held.position).0);
@@ -179,30 +186,33 @@ pub fn choose(
                 FailoverKind::Forced { loss_bytes_max, .. } => loss_bytes_max,
                 FailoverKind::Automatic | FailoverKind::Switchover { .. } => policy.loss_bytes_max,
             };
-            loss_bytes = Some(bytes);
-            if bytes > most { Err(Unfit::Loss { bytes, most }) } else { Ok(fit) }
+            if bytes > most { Err(Unfit::Loss { bytes, most }) } else { Ok((fit, Some(bytes))) }
         });
         match verdict {
-            Ok(this) => fit.push((member, this)),
+            Ok((this, loss)) => fit.push((member, this, loss)),
             Err(unfit) => {
                 refused.insert(member.id, unfit);
             }
         }
     }
-    let Some(winner) = preferred(state, failover, &fit) else { return Err(refused) };
+    let Some((winner, loss_bytes)) = preferred(state, failover, &fit) else { return Err(refused) };
     let next = next_rule(state, winner, &recruited);
     let refused = refused.into_iter().map(|(node, unfit)| (node, unfit.to_string())).collect();
     Ok(Choice { winner, next, recruited, refused, loss_bytes })
 }
 
 /// Among equals: first one that did not fail in an earlier attempt, then the primary's site, then priority.
-fn preferred(state: &ClusterState, failover: &Failover, fit: &[(&Member, Fit)]) -> Option<NodeId> {
+fn preferred(
+    state: &ClusterState,
+    failover: &Failover,
+    fit: &[(&Member, Fit, Option<u64>)],
+) -> Option<(NodeId, Option<u64>)> {
     let home = state.primary().map(|primary| &primary.site);
     let key = |member: &Member| {
         let failed = failover.unsettled.last().is_some_and(|it| it.rule.primary == member.id);
         (!failed, home == Some(&member.site), member.priority, std::cmp::Reverse(member.id))
     };
-    fit.iter().max_by_key(|(member, _)| key(member)).map(|(_, fit)| fit.node())
+    fit.iter().max_by_key(|(member, ..)| key(member)).map(|(_, fit, loss)| (fit.node(), *loss))
 }
 
 /// The rule the winner will serve under: voters' = voters - winner, of those that answered; under `strict` also of

@@ -168,14 +168,17 @@ impl Grantor {
 }
 
 /// Whose grants the holder `me` needs a majority of; `None`: nobody's, because it is itself part of every majority, now
-/// and after the next step of the set. `electors` as the holder knows them; `listed` is the joining keeper that it told
-/// others about (`may_join_electors`), and that may therefore have become an elector already.
-pub fn needed(electors: &BTreeSet<NodeId>, listed: Option<NodeId>) -> Option<BTreeSet<NodeId>> {
-    match (electors.len(), listed) {
-        (0 | 1, _) | (2, None) => None,
-        // Both may be in force. A majority of the larger meets each of its majorities, and each of the smaller set holds
-        // the holder itself.
-        (2, Some(joining)) => Some(electors.iter().copied().chain([joining]).collect()),
+/// and after the next step of the set. `electors` as the holder knows them; `listed` are the joining keepers that it may
+/// have told others about (`may_join_electors`), of whom one may therefore have become an elector already. The process
+/// tells of one at a time while it needs no lease; one that starts does not know which of those that were joining at that
+/// time the process before it told of.
+pub fn needed(electors: &BTreeSet<NodeId>, listed: &BTreeSet<NodeId>) -> Option<BTreeSet<NodeId>> {
+    match (electors.len(), listed.len()) {
+        (0 | 1, _) | (2, 0) => None,
+        // Both sets may be in force. A majority of the larger meets each of its majorities, and each of the smaller set
+        // holds the holder itself.
+        (2, 1) => Some(electors | listed),
+        // Whichever it was: the other elector's grant is in every majority without the holder.
         (_, _) => Some(electors.clone()),
     }
 }

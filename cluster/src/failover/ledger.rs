@@ -64,17 +64,26 @@ impl Ledger {
         {
             return Err(Refused::SameNumber { ours });
         }
-        // A promotion that was ordered before was not carried out, and cannot be any more: the server was started anew.
-        // Kept, it would claim this upstream's timeline for itself.
-        let mut next = Ledger { promised: epoch, promoting: None, ..self.clone() };
+        // A promotion that was ordered before has happened, if the data ends beyond the timeline it began from; otherwise
+        // it cannot happen any more: the server was started anew. Kept, it would claim this upstream's timeline for itself.
+        let mut next = Ledger { promised: epoch, promoting: None, ..self.carried_out(holds) };
         next.begun.insert(timeline.0, lineage);
         Ok(next)
     }
 
     /// Before the server is promoted under `epoch`; `from` is the timeline at the end of its data.
+    ///
+    /// An order before this one may have been carried out unseen: the server was killed before its keeper looked. What it
+    /// began is kept, or nobody could ever name the timeline that this promotion begins from.
     #[must_use]
     pub fn promotion(&self, epoch: Epoch, from: Timeline) -> Ledger {
-        Ledger { promised: self.promised.max(epoch), promoting: Some((epoch, from)), ..self.clone() }
+        let before = self.carried_out(Some(from));
+        Ledger { promised: self.promised.max(epoch), promoting: Some((epoch, from)), ..before }
+    }
+
+    /// With what an ordered promotion began, if `holds`, the timeline at the end of the data, shows that it happened.
+    fn carried_out(&self, holds: Option<Timeline>) -> Ledger {
+        holds.map_or_else(|| self.clone(), |timeline| self.promoted(timeline))
     }
 
     /// The server runs on `timeline` as a primary: the promotion is done.

@@ -15,10 +15,10 @@
 //! * Facts of the server are read after the state that is given.
 
 use super::candidate::{self, Choice, choose};
-use super::recruit::{self, Report};
+use super::recruit::{self, Closed, Report};
 use super::rejoin::{self, Rejoin};
 use super::{
-    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, FORCED_PHASE_MAX, Policy, SWITCHOVER_PHASE_MAX,
+    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, DESCENT_REPORTS_WAIT, FORCED_PHASE_MAX, Policy, SWITCHOVER_PHASE_MAX,
     SWITCHOVER_REPORTS_WAIT, UNDO_AFTER, WINNER_STALLED_AFTER, procedure,
 };
 use crate::sync::ServerSync;
@@ -314,8 +314,13 @@ fn recruiting(view: &View<'_>, failover: &Failover) -> Option<Action> {
 
 fn chosen(view: &View<'_>, failover: &Failover) -> Option<Action> {
     let (state, reports) = (view.state, &view.others.reports);
-    recruit::closed(state, failover, reports).ok()?;
+    let closed = recruit::closed(state, failover, reports).ok()?;
     let recruits = recruit::recruits(failover, reports);
+    // One recruit is enough then, and those who are not among the recruits do not acknowledge for the winner at first.
+    let everybody = recruit::binding(state).all(|rule| rule.voters.iter().all(|voter| recruits.contains_key(voter)));
+    if closed == Closed::ByDescent && !everybody && view.phase_age < DESCENT_REPORTS_WAIT {
+        return None;
+    }
     let unpromised = state.rule.acks == 0 && !recruits.contains_key(&state.rule.primary);
     let all = state.rule.voters.iter().all(|voter| recruits.contains_key(voter));
     if unpromised && !all && view.phase_age < ASYNC_REPORTS_WAIT {
@@ -338,10 +343,11 @@ fn chosen(view: &View<'_>, failover: &Failover) -> Option<Action> {
 fn confirm(view: &View<'_>, failover: &Failover) -> Option<Action> {
     // Nobody may be left whose keeper could say this: the old primary's state is as it was in any case, and its data
     // holds all that was acknowledged.
-    if matches!(failover.kind, FailoverKind::Forced { .. })
-        && failover.unsettled.is_empty()
-        && view.phase_age >= FORCED_PHASE_MAX
-    {
+    if matches!(failover.kind, FailoverKind::Forced { .. }) && view.phase_age >= FORCED_PHASE_MAX {
+        // Where an earlier winner may have been promoted nothing can be undone: it goes on as if nobody had asked.
+        if !failover.unsettled.is_empty() {
+            return Some(Action::Unplan(failover.epoch));
+        }
         return Some(Action::Undo {
             epoch: failover.epoch,
             because: "no node could take over within the accepted loss",

@@ -91,7 +91,8 @@ pub fn drained(state: &ClusterState, epoch: Epoch, now: WallTime) -> Option<Clus
     Some(next)
 }
 
-/// A switchover whose primary died: goes on as if nobody had asked for it.
+/// A switchover whose primary died, or a forced attempt that finds nobody and cannot be undone: goes on as if nobody had
+/// asked for it.
 pub fn unplan(state: &ClusterState, epoch: Epoch, now: WallTime) -> Option<ClusterState> {
     let mut next = state.clone();
     let failover = next.failover.as_mut().filter(|it| it.epoch == epoch)?;
@@ -140,11 +141,7 @@ pub fn settle(
         return None;
     }
     next.rule = Rule { version: state.rule.version + 1, ..rule.clone() };
-    for entry in lineage_entries(&failover, timeline) {
-        if next.lineage.iter().all(|known| known.epoch < entry.epoch) {
-            next.lineage.push(entry);
-        }
-    }
+    next.lineage = lineage_with(state, &failover, timeline);
     keep_newest(&mut next.lineage, LINEAGE_MAX);
     let name = state.members.get(&winner).map(|member| member.name.clone());
     archive(&mut next, failover, FailoverPhase::Done, now);
@@ -176,8 +173,21 @@ pub fn undo(state: &ClusterState, epoch: Epoch, because: &str, now: WallTime) ->
     Some(next)
 }
 
-/// The lineage of a winner: its own timeline, and those of unsettled primacies that it descends from, oldest first.
-pub fn lineage_entries(failover: &Failover, timeline: Timeline) -> Vec<LineageEntry> {
+/// The lineage with that of a winner, oldest first.
+pub fn lineage_with(state: &ClusterState, failover: &Failover, timeline: Timeline) -> Vec<LineageEntry> {
+    let mut lineage = state.lineage.clone();
+    for entry in lineage_entries(state, failover, timeline) {
+        if lineage.iter().all(|known| known.epoch != entry.epoch) {
+            lineage.insert(lineage.partition_point(|known| known.epoch < entry.epoch), entry);
+        }
+    }
+    lineage
+}
+
+/// The lineage of a winner: its own timeline, and those of primacies that it descends from and that were never settled.
+/// Of those, the ones that a later primacy left aside come back only where a person has such a node made the primary; they
+/// are looked up in the archive.
+fn lineage_entries(state: &ClusterState, failover: &Failover, timeline: Timeline) -> Vec<LineageEntry> {
     let Some(began) = failover.winner.and_then(|winner| failover.recruited.get(&winner)) else { return Vec::new() };
     let entry = |epoch: Epoch, timeline: Timeline, began: &Recruited| LineageEntry {
         epoch,
@@ -187,11 +197,18 @@ pub fn lineage_entries(failover: &Failover, timeline: Timeline) -> Vec<LineageEn
     };
     let mut entries = vec![entry(failover.epoch, timeline, began)];
     let mut child = *began;
-    while let Some(parent) = failover.unsettled.iter().find(|it| it.rule.epoch == child.lineage) {
-        entries.push(entry(child.lineage, child.timeline, &parent.began));
-        child = parent.began;
+    let archived = |epoch: Epoch| {
+        let attempt = state.failovers.iter().find(|it| it.epoch == epoch)?;
+        attempt.winner.and_then(|winner| attempt.recruited.get(&winner)).copied()
+    };
+    while state.lineage.iter().all(|known| known.epoch != child.lineage) {
+        let unsettled = failover.unsettled.iter().find(|it| it.rule.epoch == child.lineage).map(|it| it.began);
+        let Some(parent) = unsettled.or_else(|| archived(child.lineage)).filter(|it| it.lineage < child.lineage) else {
+            break;
+        };
+        entries.push(entry(child.lineage, child.timeline, &parent));
+        child = parent;
     }
-    entries.reverse();
     entries
 }
 

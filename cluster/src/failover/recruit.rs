@@ -58,11 +58,25 @@ pub fn recruits(failover: &Failover, reports: &BTreeMap<NodeId, Report>) -> BTre
     of_epoch.filter_map(|(node, report)| Some((*node, report.recruited?))).collect()
 }
 
+/// By what the rules are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// Each by recruits of its own.
+    Each,
+    /// Some were closed when a later winner was chosen, from which a recruit descends.
+    ByDescent,
+}
+
 /// Whether every binding rule is closed: no primary of it can get another commit acknowledged, and the recruits hold
 /// all that were.
-pub fn closed(state: &ClusterState, failover: &Failover, reports: &BTreeMap<NodeId, Report>) -> Result<(), Open> {
+///
+/// A rule older than the lineage of a recruit is: it was closed when the winner of that lineage was chosen, stays so, and
+/// the recruit descends from that winner. Its own nodes may have given up what they held for that winner since, so
+/// there may be no other way to close it ever again.
+pub fn closed(state: &ClusterState, failover: &Failover, reports: &BTreeMap<NodeId, Report>) -> Result<Closed, Open> {
     let recruited = recruits(failover, reports);
-    binding(state).try_for_each(|rule| {
+    let lineage = recruited.values().map(|held| held.lineage).max().unwrap_or_default();
+    let open = |rule: &Rule| {
         if recruited.contains_key(&rule.primary) {
             return Ok(());
         }
@@ -77,7 +91,16 @@ pub fn closed(state: &ClusterState, failover: &Failover, reports: &BTreeMap<Node
         let count = rule.voters.iter().filter(|voter| recruited.contains_key(voter)).count() as u32;
         let needed = rule.recruit_quorum.max(1);
         if count >= needed { Ok(()) } else { Err(Open::Voters { epoch: rule.epoch, recruited: count, needed }) }
-    })
+    };
+    let mut closed = Closed::Each;
+    for rule in binding(state) {
+        match open(rule) {
+            Ok(()) => {}
+            Err(_) if rule.epoch < lineage => closed = Closed::ByDescent,
+            Err(open) => return Err(open),
+        }
+    }
+    Ok(closed)
 }
 
 /// Whether the attempt that would follow could close every rule with these nodes alone. A claim cuts streams, so one

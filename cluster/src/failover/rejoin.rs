@@ -40,9 +40,7 @@ pub fn descent(state: &ClusterState) -> Vec<Ancestor> {
 
 /// The descent of the winner of an attempt that is not settled yet.
 pub fn descent_of_winner(state: &ClusterState, failover: &Failover, timeline: Timeline) -> Vec<Ancestor> {
-    let mut entries = state.lineage.clone();
-    entries.extend(super::procedure::lineage_entries(failover, timeline));
-    chain(&entries)
+    chain(&super::procedure::lineage_with(state, failover, timeline))
 }
 
 fn chain(entries: &[LineageEntry]) -> Vec<Ancestor> {

@@ -2,7 +2,7 @@
 
 use super::ledger::{Ledger, Refused};
 use super::order::{self, Action, Others, Own, Server, Serving, View};
-use super::recruit::{Open, Report};
+use super::recruit::{Closed, Open, Report};
 use super::rejoin::{Rejoin, decide, descent};
 use super::{budget, candidate, detect, lease, procedure, recruit};
 use crate::fixtures::{NOW, three};
@@ -41,9 +41,9 @@ fn a_rule_is_closed_by_its_quorum_of_this_epoch_or_by_its_primary() {
     let open = Open::Voters { epoch: Epoch(1), recruited: 1, needed: 2 };
     assert_eq!(recruit::closed(&state, failover, &reports), Err(open));
     reports.insert(NodeId(3), report(2, Some(held(1, 8))));
-    assert_eq!(recruit::closed(&state, failover, &reports), Ok(()));
+    assert_eq!(recruit::closed(&state, failover, &reports), Ok(Closed::Each));
     let primary = BTreeMap::from([(NodeId(1), report(2, Some(held(1, 9))))]);
-    assert_eq!(recruit::closed(&state, failover, &primary), Ok(()));
+    assert_eq!(recruit::closed(&state, failover, &primary), Ok(Closed::Each));
 }
 
 fn chosen() -> ClusterState {
@@ -76,6 +76,26 @@ fn both_rules_bind_until_the_next_one_is_settled() {
     assert_eq!(settled.lineage.last(), Some(&entry));
 }
 
+/// The rule of epoch 1 could never be closed by its own nodes again, if they gave up what they held for the winner of 2.
+#[test]
+fn a_descendant_of_a_later_winner_closes_an_older_rule_and_owes_it_nothing() {
+    let state = chosen();
+    let again = procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "it died", "stemma", NOW).expect("claimed");
+    let failover = again.failover.as_ref().expect("claimed");
+    let closed = |node, held| {
+        let reports = BTreeMap::from([(NodeId(node), report(3, Some(held)))]);
+        recruit::closed(&again, failover, &reports)
+    };
+    assert_eq!(closed(2, held(2, 9)), Ok(Closed::ByDescent), "the winner of epoch 2 itself");
+    let open = Open::Voters { epoch: Epoch(1), recruited: 1, needed: 2 };
+    assert_eq!(closed(2, held(1, 9)), Err(open.clone()), "it was never promoted");
+    assert_eq!(closed(3, held(2, 12)), Ok(Closed::ByDescent), "the only voter of the rule of epoch 2");
+    assert_eq!(closed(3, held(1, 9)), Err(open), "it never followed that winner");
+    let reports = BTreeMap::from([(NodeId(2), report(3, Some(held(2, 9))))]);
+    let choice = candidate::choose(&again, failover, &reports, None, &super::Policy::default()).expect("a winner");
+    assert_eq!((choice.winner, choice.loss_bytes), (NodeId(2), None));
+}
+
 #[test]
 fn the_rule_is_frozen_while_an_attempt_is_recorded() {
     let state = claimed();
@@ -105,6 +125,20 @@ fn a_promotion_is_known_in_every_crash() {
     assert_eq!(ordered.lineage(Timeline(1)), Some(Epoch(1)), "it has not happened");
     assert_eq!(ordered.lineage(Timeline(2)), Some(Epoch(2)), "it has");
     assert_eq!(ordered.promoted(Timeline(2)).lineage(Timeline(2)), Some(Epoch(2)));
+}
+
+/// A server that is killed right after each of its promotions, before its keeper looks, is promoted again and again.
+#[test]
+fn a_promotion_that_nobody_saw_is_not_forgotten_by_the_next_order() {
+    let ledger = Ledger::default().attach(Epoch(1), Epoch(1), Timeline(1), None).expect("followed");
+    let twice = ledger.promotion(Epoch(2), Timeline(1)).promotion(Epoch(2), Timeline(2));
+    assert_eq!(twice.lineage(Timeline(1)), Some(Epoch(1)));
+    assert_eq!(twice.lineage(Timeline(2)), Some(Epoch(2)), "the second one has not happened");
+    assert_eq!(twice.lineage(Timeline(3)), Some(Epoch(2)), "it has");
+    let thrice = twice.promotion(Epoch(4), Timeline(3));
+    assert_eq!(thrice.lineage(Timeline(3)), Some(Epoch(2)), "begun by the second one, whatever comes of the third");
+    let follows = twice.attach(Epoch(5), Epoch(5), Timeline(9), Some(Timeline(3))).expect("allowed");
+    assert_eq!(follows.lineage(Timeline(3)), Some(Epoch(2)), "until it receives something, it holds what it began");
 }
 
 #[test]
@@ -142,7 +176,11 @@ fn a_holder_and_a_candidate_one_elector_apart_never_both_have_a_majority() {
             (0_u32..1 << now.len()).map(|bits| now.iter().copied().filter(move |id| bits >> (id.0 - 1) & 1 == 1))
         {
             let lapsed: BTreeSet<NodeId> = lapsed.collect();
-            for (electors, listed) in [(&known, None), (&known, Some(joining)), (&now, Some(joining))] {
+            // After a start the holder knows only that it told one of these.
+            let (none, one) = (BTreeSet::new(), BTreeSet::from([joining]));
+            let doubt = BTreeSet::from([joining, NodeId(9)]);
+            for (electors, listed) in [(&known, &none), (&known, &one), (&now, &one), (&known, &doubt), (&now, &doubt)]
+            {
                 if lapsed.intersection(electors).count() < recruit::majority(electors.len()) {
                     continue;
                 }
@@ -265,4 +303,79 @@ fn a_person_may_take_over_from_an_attempt_that_finds_nobody() {
     let again = procedure::claim(&state, Epoch(2), kind, "ann asked for it", "ann", NOW).expect("claimed");
     assert_eq!(again.failover.as_ref().map(|it| (it.epoch, it.phase)), Some((Epoch(3), FailoverPhase::Recruit)));
     assert_eq!(again.failovers.last().map(|it| it.phase), Some(FailoverPhase::Superseded));
+}
+
+#[test]
+fn whoever_led_may_go_on_whatever_its_priority_and_others_may_not() {
+    let mut state = claimed();
+    for member in state.members.values_mut() {
+        member.priority = 0;
+    }
+    let fit = |node| {
+        candidate::fitness(&state, &FailoverKind::Automatic, &state.members[&NodeId(node)], &super::Policy::default())
+    };
+    assert_eq!(fit(1).map(candidate::Fit::node), Ok(NodeId(1)), "the primary of the rule");
+    assert_eq!(fit(2), Err(candidate::Unfit::PriorityZero));
+}
+
+/// Node 4 is no voter, so nobody knows what it misses; the voter that wins misses nothing.
+#[test]
+fn the_loss_of_a_choice_is_the_winners() {
+    let mut state = forced(u64::MAX);
+    let mut stranger = state.members[&NodeId(3)].clone();
+    (stranger.id, stranger.priority) = (NodeId(4), 1);
+    state.members.insert(NodeId(4), stranger);
+    let failover = state.failover.as_ref().expect("claimed");
+    let reports = [2, 3, 4].map(|node| (NodeId(node), report(2, Some(held(1, 9))))).into();
+    let choice = candidate::choose(&state, failover, &reports, None, &super::Policy::default()).expect("a winner");
+    assert_eq!((choice.winner, choice.loss_bytes), (NodeId(2), None));
+}
+
+#[test]
+fn a_forced_attempt_that_finds_nobody_goes_on_as_an_automatic_one_where_it_cannot_be_undone() {
+    let state = chosen();
+    let kind = FailoverKind::Forced { to: Some(NodeId(3)), loss_bytes_max: 0 };
+    let state = procedure::claim(&state, Epoch(2), kind, "ann asked for it", "ann", NOW).expect("claimed");
+    let own = Own {
+        promised: Epoch(3),
+        server: Server::Stopped { in_order: true, as_primary: false },
+        holds: None,
+        recruited: None,
+        promotion_ordered: false,
+        lease: false,
+        hand_over: false,
+    };
+    let next = |age: Millis| {
+        let (others, policy) = (Others::default(), super::Policy::default());
+        let view = View { me: NodeId(3), state: &state, own: &own, others: &others, phase_age: age, policy: &policy };
+        order::next(&view)
+    };
+    assert_eq!(next(Millis(100)), None);
+    assert_eq!(next(super::FORCED_PHASE_MAX), Some(Action::Unplan(Epoch(3))));
+    let going_on = procedure::unplan(&state, Epoch(3), NOW).and_then(|it| it.failover).expect("automatic now");
+    assert_eq!((going_on.kind, going_on.phase), (FailoverKind::Automatic, FailoverPhase::Recruit));
+}
+
+/// Node 2 won epoch 2 and was left aside for node 3 of epoch 3; then a person has node 2 made the primary after all.
+#[test]
+fn the_descent_of_a_winner_that_was_left_aside_knows_where_it_began() {
+    let state = chosen();
+    let again = procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "it died", "stemma", NOW).expect("claimed");
+    let choose = |state: &ClusterState, epoch: u64, node: u64, held: Recruited| {
+        let failover = state.failover.as_ref().expect("claimed");
+        let reports = BTreeMap::from([(NodeId(node), report(epoch, Some(held)))]);
+        let choice =
+            candidate::choose(state, failover, &reports, Some(Lsn(0)), &super::Policy::default()).expect("a winner");
+        let chosen = procedure::choose(state, Epoch(epoch), &choice, NOW).expect("chosen");
+        let rule = chosen.failover.as_ref().and_then(|it| it.next.clone()).expect("chosen");
+        procedure::settle(&chosen, Epoch(epoch), &rule, Timeline(epoch as u32 + 10), NOW).expect("settled")
+    };
+    let state = choose(&again, 3, 3, Recruited { lineage: Epoch(1), timeline: Timeline(1), position: Lsn(8) });
+    let kind = FailoverKind::Forced { to: Some(NodeId(2)), loss_bytes_max: u64::MAX };
+    let forced = procedure::claim(&state, Epoch(3), kind, "ann asked for it", "ann", NOW).expect("claimed");
+    let state = choose(&forced, 4, 2, Recruited { lineage: Epoch(2), timeline: Timeline(2), position: Lsn(70) });
+    let descent = descent(&state);
+    let told: Vec<_> = descent.iter().map(|it| (it.epoch.0, it.timeline.0, it.ended_at.map(|at| at.0))).collect();
+    assert_eq!(told, [(1, 1, Some(9)), (2, 2, Some(70)), (4, 14, None)]);
+    assert_eq!(decide(&held(1, 60), true, &descent), Rejoin::Rewind { fork: Lsn(9) });
 }

@@ -59,8 +59,9 @@ struct Inner {
     /// Whose grants count, and who is about to become one of them, by the newest state.
     electors: BTreeSet<NodeId>,
     joining: BTreeSet<NodeId>,
-    /// In a group too small to need a lease: the one joining keeper that was told that it may count.
-    listed: Option<NodeId>,
+    /// In a group too small to need a lease: the joining keeper that was told that it may count; after a start, all that
+    /// the process before this one may have told so.
+    listed: BTreeSet<NodeId>,
     dead_since: Option<Moment>,
     failovers: Vec<Moment>,
     last_seen: Option<Epoch>,
@@ -96,7 +97,7 @@ impl Council {
             granted: BTreeMap::new(),
             electors: BTreeSet::new(),
             joining: BTreeSet::new(),
-            listed: None,
+            listed: BTreeSet::new(),
             dead_since: None,
             failovers: Vec::new(),
             last_seen: None,
@@ -333,6 +334,7 @@ impl Inner {
             self.primary_was_at = None;
         }
         // What happened before this keeper started is not counted: it knows no moment of its own for it.
+        let first = self.last_seen.is_none();
         let newest = state.failovers.last().map_or(Epoch(0), |it| it.epoch);
         let known = *self.last_seen.get_or_insert(newest);
         let news = state.failovers.iter().filter(|it| it.epoch > known);
@@ -342,7 +344,7 @@ impl Inner {
         self.last_seen = Some(newest.max(known));
         self.electors = electors(state).collect();
         self.joining = state.members.keys().filter(|id| !self.electors.contains(id)).copied().collect();
-        self.listed = self.listed.filter(|listed| self.joining.contains(listed));
+        self.listed = if first { self.joining.clone() } else { &self.listed & &self.joining };
         self.heard.retain(|node, _| state.members.contains_key(node));
         self.granted.retain(|node, _| state.members.contains_key(node));
     }
@@ -355,7 +357,7 @@ impl Inner {
     }
 
     fn holds_lease(&self, epoch: Epoch, now: Moment) -> bool {
-        match lease::needed(&self.electors, self.listed) {
+        match lease::needed(&self.electors, &self.listed) {
             None => true,
             Some(electors) => self.holder.verdict(epoch, &electors, now, &LEASE) != HolderVerdict::Fence,
         }
@@ -370,8 +372,10 @@ impl Inner {
             return ready.collect();
         }
         let ready: BTreeSet<NodeId> = ready.collect();
-        self.listed = self.listed.or(ready.first().copied());
-        self.listed.into_iter().filter(|listed| ready.contains(listed)).collect()
+        if self.listed.is_empty() {
+            self.listed.extend(ready.first());
+        }
+        &self.listed & &ready
     }
 
     fn report(&self, now: Moment) -> Report {

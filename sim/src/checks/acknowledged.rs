@@ -1,10 +1,11 @@
 //! Every acknowledged commit is in the history of each later winner, of each primary whose rule comes into force, and of
-//! the primary at the end. Only where no acknowledgement was promised may a choice lose some, and they are counted.
+//! the primary at the end. Only where no acknowledgement was promised, or where a person accepted a loss, may a choice lose
+//! some, and they are counted.
 
 use crate::server::Entry;
 use cluster::failover::recruit::binding;
 use model::ClusterState;
-use model::failover::Failover;
+use model::failover::{Failover, FailoverKind};
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Acknowledged {
@@ -28,8 +29,11 @@ impl Acknowledged {
         };
         let all = logs[winner.0 as usize - 1];
         let log = &all[..all.len().min(held.position.0 as usize)];
-        let unpromised = binding(before).any(|rule| rule.acks == 0 && !failover.recruited.contains_key(&rule.primary));
-        if unpromised {
+        // What a rule older than the winner's lineage lost was taken off when the winner of that lineage was chosen.
+        let unpromised = binding(before).any(|rule| {
+            rule.acks == 0 && rule.epoch >= held.lineage && !failover.recruited.contains_key(&rule.primary)
+        });
+        if unpromised || matches!(failover.kind, FailoverKind::Forced { .. }) {
             let count = self.commits.len();
             self.commits.retain(|commit| holds(log, *commit));
             *lost += (count - self.commits.len()) as u64;

@@ -2,7 +2,8 @@
 //! progress, every replica streams and holds what the primary holds, and all of them vote again.
 
 use crate::server::Running;
-use crate::world::{World, index};
+use crate::world::{World, id, index};
+use model::state::Stage;
 
 /// What is still missing, or nothing.
 pub fn missing(world: &World) -> Option<String> {
@@ -20,7 +21,11 @@ pub fn missing(world: &World) -> Option<String> {
         let senders = &primary.server.senders;
         return Some(format!("nothing was acknowledged for two seconds: {sync:?}, {senders:?}"));
     }
-    for (other, node) in world.nodes.iter().enumerate().filter(|(other, node)| *other != leader && !node.witness) {
+    if let Some(member) = state.members.values().find(|member| member.stage != Stage::Active) {
+        return Some(format!("n{} is {:?}", member.id, member.stage));
+    }
+    let members = world.nodes.iter().enumerate().filter(|(other, _)| state.members.contains_key(&id(*other)));
+    for (other, node) in members.filter(|(other, node)| *other != leader && !node.witness) {
         let behind = primary.disk.log.len().saturating_sub(node.disk.log.len());
         let same = primary.disk.continues(node.disk.log.len(), node.disk.log.last().copied());
         if node.server.running != Running::Replica || node.server.receiver.is_none() || !same || behind > 200 {
@@ -31,7 +36,9 @@ pub fn missing(world: &World) -> Option<String> {
                 node.disk.follows
             ));
         }
-        let votes = state.rule.voters.contains(&crate::world::id(other));
+        // Where one of another site must confirm, those of the primary's own site may be left out.
+        let spared = state.settings.sync_from_other_site && !state.rule.voters.is_empty();
+        let votes = spared || state.rule.voters.contains(&id(other));
         if !votes {
             return Some(format!("n{} does not vote again: {:?}", other + 1, state.rule));
         }

@@ -47,9 +47,9 @@ pub enum Op {
 }
 
 impl World {
-    /// Civil time.
-    pub(super) fn wall(&self) -> WallTime {
-        WallTime(self.now as i64)
+    /// Civil time, as this node has it.
+    pub(super) fn wall(&self, node: usize) -> WallTime {
+        WallTime(self.now as i64 + self.nodes[node].wall_offset)
     }
 
     pub(super) fn submit(&mut self, node: usize, version: u64, state: ClusterState, what: &'static str) {
@@ -71,6 +71,7 @@ impl World {
     }
 
     pub(super) fn act(&mut self, node: usize, version: u64, state: &Rc<ClusterState>, action: Action) {
+        let Some(action) = self.mutated(node, state, action) else { return };
         if World::is_write(&action) {
             return self.act_on_state(node, version, state, action);
         }
@@ -101,8 +102,11 @@ impl World {
                 self.start(node, 20, Op::Stopping(since));
             }
             Action::StartDetached => {
-                self.nodes[node].disk.standby = true;
-                self.nodes[node].disk.follows = None;
+                let it = &mut self.nodes[node];
+                it.disk.standby = true;
+                it.disk.follows = None;
+                // An order that came too late for the process before this one.
+                it.armed = false;
                 let delay = self.dice.between(20, 400);
                 self.start_server(node, delay);
             }
@@ -145,6 +149,20 @@ impl World {
         }
     }
 
+    /// What a mutant makes of an order.
+    fn mutated(&self, node: usize, state: &ClusterState, action: Action) -> Option<Action> {
+        let it = &self.nodes[node];
+        let newest = procedure::epoch_of(state);
+        let replaced = it.server.running == Running::Primary && newest > it.disk.served;
+        match (self.mutant, &action) {
+            (Mutant::PrimaryGoesOn, Action::Stop { .. }) if replaced => None,
+            (Mutant::PromiseBeforeStop, Action::Stop { .. }) if replaced && it.disk.ledger.promised < newest => {
+                Some(Action::Promise(newest))
+            }
+            _ => Some(action),
+        }
+    }
+
     fn rebuild(&mut self, node: usize, source: usize) {
         self.kill_server(node);
         self.nodes[node].disk.whole = false;
@@ -175,7 +193,7 @@ impl World {
         if self.keeper(node).write_since.is_some() {
             return;
         }
-        let now = self.wall();
+        let now = self.wall(node);
         let (next, what) = match action {
             Action::Claim { after, because } => {
                 let kind = model::failover::FailoverKind::Automatic;
@@ -228,7 +246,7 @@ impl World {
             SyncStep::WriteServer { .. } if !self.keeper(node).rule_is_known => {
                 if self.keeper(node).write_since.is_none()
                     && let Some(next) =
-                        cluster::admission::write_rule(state, &cluster::sync::barrier(&state.rule), self.wall())
+                        cluster::admission::write_rule(state, &cluster::sync::barrier(&state.rule), self.wall(node))
                 {
                     self.submit(node, version, next, "the rule is written anew");
                     self.keeper(node).barrier = Some(state.rule.version + 1);
@@ -247,7 +265,7 @@ impl World {
                 let mut open = ClusterState::clone(state);
                 let attempt = open.failover.take();
                 let state = if self.mutant == Mutant::RuleNotFrozen { &open } else { &**state };
-                if let Some(mut next) = cluster::admission::write_rule(state, &rule, self.wall()) {
+                if let Some(mut next) = cluster::admission::write_rule(state, &rule, self.wall(node)) {
                     if self.mutant == Mutant::RuleNotFrozen {
                         next.failover = attempt;
                     }
@@ -297,6 +315,7 @@ impl World {
                 it.disk.follows = Some((upstream, epoch));
                 it.disk.standby = true;
                 if it.server.running == Running::No {
+                    it.armed = false;
                     let delay = self.dice.between(20, 300);
                     self.start_server(node, delay);
                 }

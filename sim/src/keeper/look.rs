@@ -8,9 +8,10 @@ use cluster::failover::detect::{self, Evidence, OwnWord, Said, Stream};
 use cluster::failover::lease::HolderVerdict;
 use cluster::failover::order::{Others, Own, Server, Serving};
 use cluster::failover::procedure::leader_of;
-use cluster::failover::{budget, candidate, order};
+use cluster::failover::{budget, candidate, lease, order, recruit};
 use cluster::sync::VoterFacts;
 use model::failover::{FailoverPhase, Recruited};
+use model::state::Stage;
 use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId};
 use std::collections::BTreeSet;
 
@@ -52,9 +53,11 @@ impl World {
         };
         let said = state.as_ref().map(|(_, state)| leader_of(state)).filter(|leader| *leader != id(node));
         let said = said.map(|leader| (leader, self.said(node, leader, local)));
-        let lease = state.and_then(|(_, state)| self.epoch_for(node, &state)).map(|epoch| (epoch, local));
+        let lease = state.as_ref().and_then(|(_, state)| self.epoch_for(node, state)).map(|epoch| (epoch, local));
         let report = cluster::failover::recruit::Report { epoch: promised, recruited, lapsed };
-        Heartbeat { from: node, report, serving, position, own_word, said, lease }
+        let version = state.as_ref().map_or(0, |(version, _)| *version);
+        let lease_from = state.as_ref().map(|(_, state)| self.newcomers(node, local, state)).unwrap_or_default();
+        Heartbeat { from: node, report, serving, position, own_word, said, lease, lease_from, version }
     }
 
     /// What this keeper says about the leader.
@@ -101,6 +104,9 @@ impl World {
             Running::Replica if self.mutant == Mutant::CutNotSeen => (detached && replayed).then_some(holds),
             Running::Replica => (detached && it.server.receiver.is_none() && flushed && replayed).then_some(holds),
             Running::No if !it.disk.standby && it.disk.in_order => Some(holds),
+            Running::Primary if self.mutant == Mutant::PromiseBeforeStop && keeper.ledger.promised > it.disk.served => {
+                Some(holds)
+            }
             Running::No | Running::Starting | Running::Primary => None,
         };
         (Some(holds), recruited)
@@ -121,7 +127,7 @@ impl World {
                 sync: it.server.sync.clone(),
                 row: attempt
                     .and_then(|epoch| Some((epoch, it.disk.row(epoch)?)))
-                    .filter(|(_, at)| at.0 <= it.disk.flushed as u64),
+                    .filter(|(_, at)| at.0 <= it.disk.flushed as u64 || self.mutant == Mutant::RowNotFlushed),
                 flushed: it.server.senders.iter().map(|(node, sender)| (*node, Lsn(sender.flushed as u64))).collect(),
             },
             Running::Replica => Server::Replica {
@@ -144,7 +150,7 @@ impl World {
         let lapsed = self.mutant == Mutant::LeaseNotAwaited || keeper.grantor.lapsed(own.promised, local, &LEASE);
         others.reports.insert(me, order::report(&own, lapsed));
         others.alive.insert(me);
-        for (from, (at, heartbeat)) in &keeper.heard {
+        for (from, (at, heartbeat)) in keeper.heard.iter().filter(|(from, _)| state.members.contains_key(from)) {
             others.reports.insert(*from, heartbeat.report.clone());
             if local.since(*at).0 < FRESH {
                 others.alive.insert(*from);
@@ -175,14 +181,42 @@ impl World {
         let Some(epoch) = self.epoch_for(node, state) else { return false };
         let it = &mut self.nodes[node];
         let keeper = it.keeper.as_ref().expect("the caller looked");
-        let electors = state.members.keys().copied().collect();
-        match keeper.holder.verdict(epoch, &electors, local, &LEASE) {
+        let electors = recruit::electors(state).collect();
+        let verdict = match lease::needed(&electors, &keeper.listed) {
+            None => HolderVerdict::Serve { fence_at: Moment(u64::MAX) },
+            Some(needed) => keeper.holder.verdict(epoch, &needed, local, &LEASE),
+        };
+        match verdict {
             HolderVerdict::Serve { fence_at } => {
                 it.fence_at = Some(fence_at);
                 true
             }
             HolderVerdict::Fence => false,
         }
+    }
+
+    /// The joining keepers that this node, as the holder, tells to count from now on. In a group too small to need a lease
+    /// it is one, and from then on it needs that one's grant.
+    fn newcomers(&mut self, node: usize, local: Moment, state: &ClusterState) -> BTreeSet<NodeId> {
+        let Some(epoch) = self.epoch_for(node, state) else { return BTreeSet::new() };
+        let joining = |stage: &Stage| *stage == Stage::Joining;
+        let electors = recruit::electors(state).count();
+        let keeper = self.keeper(node);
+        let members = state.members.values().filter(|member| joining(&member.stage)).map(|member| member.id);
+        let ready: BTreeSet<NodeId> =
+            members.filter(|newcomer| keeper.holder.counts(epoch, *newcomer, local, &LEASE)).collect();
+        if electors > 2 {
+            return ready;
+        }
+        if keeper.listed.is_empty() {
+            keeper.listed.extend(ready.first());
+        }
+        let listed = &keeper.listed & &ready;
+        // Before anybody hears of it.
+        if !self.lease(node, local, state) {
+            self.nodes[node].fence_at = None;
+        }
+        listed
     }
 
     fn leader_dead(
@@ -206,7 +240,7 @@ impl World {
         });
         let word = keeper.heard.get(&leader).filter(|(at, _)| local.since(*at).0 < FRESH);
         let evidence = Evidence {
-            members: state.members.len(),
+            members: recruit::electors(state).count(),
             limit: detect::silence_limit(Millis(2 * self.network.delay_max)),
             said: others.chain([(id(node), mine)]).collect(),
             own_word: word.and_then(|(_, heartbeat)| heartbeat.own_word.clone()),
@@ -245,7 +279,7 @@ impl World {
                 flushed: flushed.map(Lsn),
                 unreachable_ms: local.since(seen).0,
                 site: member.site.clone(),
-                eligible: true,
+                eligible: member.may_vote_for_commits() && member.stage == Stage::Active,
             });
         }
         Some(voters)
