@@ -119,6 +119,8 @@ impl Policy {
 pub const UNDO_AFTER: Millis = Millis(1_500);
 /// How long a switchover may be in one phase before it is undone.
 pub const SWITCHOVER_PHASE_MAX: Millis = Millis(10_000);
+/// Before it stops in order, a primary waits at most this long for routers to hold and open transactions to end.
+pub const ROUTERS_WAIT: Millis = Millis(3_000);
 /// How long a switchover waits for the reports of replicas that answer, so that they acknowledge for the winner at once.
 pub const SWITCHOVER_REPORTS_WAIT: Millis = Millis(200);
 /// Without acknowledgements: how long to wait for the reports of the remaining voters.
@@ -138,6 +140,7 @@ pub const HAND_OVER_WAIT: Millis = Millis(2_000);
 pub const UNSETTLED_MAX: usize = 16;
 
 const _: () = assert!(CHOOSE_BY_OTHERS_AFTER.0 < UNDO_AFTER.0);
+const _: () = assert!(ROUTERS_WAIT.0 < SWITCHOVER_PHASE_MAX.0);
 const _: () = assert!(UNDO_AFTER.0 < WINNER_STALLED_AFTER.0);
 
 #[cfg(test)]

@@ -29,8 +29,12 @@ use tokio::time::Instant;
 
 /// Where nothing happens, a comment line says this often that the connection lives.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Lag alone is told this often.
+/// Lag alone is told this often, unless a client asks for another interval.
 const LAG_INTERVAL: Millis = Millis(1_000);
+/// The shortest interval that may be asked for.
+const LAG_INTERVAL_MIN: Millis = Millis(50);
+/// Longest name of a router.
+const ROUTER_NAME_MAX: usize = 64;
 /// A stream ends by itself this long before its connection would be cut: it ends whole, and the client asks again.
 const END_BEFORE_CUT: Millis = Millis::from_secs(10);
 
@@ -118,6 +122,7 @@ struct Follower {
     /// The change of primary told last, and how many of its phases.
     phases: (Epoch, usize),
     topology: Option<(Topology, Millis)>,
+    lag_interval: Millis,
 }
 
 impl Follower {
@@ -125,7 +130,15 @@ impl Follower {
     fn new(only: BTreeSet<Kind>, since: Option<u64>, state: &ClusterState) -> Follower {
         let newest = state.history.last().map_or(0, |event| event.seq);
         let ended = state.failovers.last().map_or((Epoch(0), 0), |last| (last.epoch, last.phases.len()));
-        Follower { only, seq: since.unwrap_or(newest), joined: false, primary: None, phases: ended, topology: None }
+        Follower {
+            only,
+            seq: since.unwrap_or(newest),
+            joined: false,
+            primary: None,
+            phases: ended,
+            topology: None,
+            lag_interval: LAG_INTERVAL,
+        }
     }
 
     /// All that this client has not been told. `age` is the time since it came.
@@ -185,7 +198,8 @@ impl Follower {
         let due = match &self.topology {
             None => true,
             Some((told, at)) => {
-                told.differs_in_shape(&topology) || (*told != topology && age.0.saturating_sub(at.0) >= LAG_INTERVAL.0)
+                told.differs_in_shape(&topology)
+                    || (*told != topology && age.0.saturating_sub(at.0) >= self.lag_interval.0)
             }
         };
         if due {
@@ -250,6 +264,8 @@ struct Telling {
     until: Instant,
     follow: bool,
     _place: OwnedSemaphorePermit,
+    /// Where it is a router that follows.
+    _seat: Option<Box<dyn Send>>,
 }
 
 impl Telling {
@@ -264,7 +280,7 @@ impl Telling {
             // Lag that moved while it was not due must be told without another change, hence the timer.
             tokio::select! {
                 changed = self.changes.next() => changed?,
-                () = tokio::time::sleep(LAG_INTERVAL.duration()) => {}
+                () = tokio::time::sleep(self.follower.lag_interval.duration()) => {}
                 () = tokio::time::sleep_until(self.until) => return None,
             }
             self.look();
@@ -300,10 +316,11 @@ fn since(query: &Query, headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
 /// What happens, as server-sent events. `history` events carry their number as `id`; `since` or `Last-Event-ID` goes on
 /// after one (0 for all that are kept), a `gap` event says honestly when some are missing. `primary`, `failover` and
 /// `topology` tell how it is at the beginning and whenever it changes. `only` names the kinds wanted; `follow=false`
-/// ends after what is known now.
+/// ends after what is known now. `lag_ms` asks for lag alone to be told more often than once a second. A router gives
+/// itself a name as `router`: while it follows, a planned switchover waits a little for it to hold new transactions.
 #[utoipa::path(get, path = "/v1/events", tag = "v1",
     params(("since" = Option<u64>, Query), ("only" = Option<String>, Query), ("follow" = Option<bool>, Query),
-        ("Last-Event-ID" = Option<u64>, Header)),
+        ("lag_ms" = Option<u64>, Query), ("router" = Option<String>, Query), ("Last-Event-ID" = Option<u64>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = String), (status = 400, body = Problem),
         (status = 503, body = Problem)))]
 pub(crate) async fn events(
@@ -315,12 +332,19 @@ pub(crate) async fn events(
     let query = Query::of(uri.query());
     let (only, since) = (kinds(&query)?, since(&query, &headers)?);
     let follow = query.get("follow").is_none() || flag(&query, "follow")?;
+    let lag_interval = match query.get("lag_ms").map(str::parse::<u64>) {
+        None => LAG_INTERVAL,
+        Some(Ok(millis)) => Millis(millis.max(LAG_INTERVAL_MIN.0)),
+        Some(Err(_)) => return Err(Trouble::bad_request("`lag_ms` is not a number", "milliseconds, from 50").into()),
+    };
+    let router = router_name(&query)?;
     let state = known_state(&backend)?;
     let now = Instant::now();
     let mut telling = Telling {
+        _seat: router.and_then(|name| backend.router_joins(name)),
         // Before the first look: what changes in between wakes the stream.
         changes: backend.changes(),
-        follower: Follower::new(only, since, &state),
+        follower: Follower { lag_interval, ..Follower::new(only, since, &state) },
         pending: VecDeque::new(),
         since: now,
         until: now + places.life,
@@ -342,9 +366,24 @@ fn sse(events: impl Stream<Item = Event> + Send + 'static) -> impl IntoResponse 
     Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("heartbeat"))
 }
 
-/// Where the servers are, what each is for, and how far each is: all that a router needs.
+fn router_name(query: &Query) -> Result<Option<&str>, Refusal> {
+    let Some(name) = query.get("router") else { return Ok(None) };
+    if name.is_empty() || name.len() > ROUTER_NAME_MAX {
+        return Err(Trouble::bad_request("`router` is no name", "1 to 64 letters and digits").into());
+    }
+    Ok(Some(name))
+}
+
+/// Where the servers are, what each is for, and how far each is: all that a router needs. A router that follows the
+/// events says with `router` and `holds` that it sends nothing new to the primary before that epoch, and that nothing of
+/// its clients is open there.
 #[utoipa::path(get, path = "/v1/topology", tag = "v1",
-    responses((status = 200, body = Topology), (status = 503, body = Problem)))]
-pub(crate) async fn topology(State(backend): State<Shared>) -> Result<Json<Topology>, Refusal> {
+    params(("router" = Option<String>, Query), ("holds" = Option<u64>, Query)),
+    responses((status = 200, body = Topology), (status = 400, body = Problem), (status = 503, body = Problem)))]
+pub(crate) async fn topology(State(backend): State<Shared>, uri: Uri) -> Result<Json<Topology>, Refusal> {
+    let query = Query::of(uri.query());
+    if let (Some(name), Some(epoch)) = (router_name(&query)?, query.get("holds").and_then(|text| text.parse().ok())) {
+        backend.router_holds(name, Epoch(epoch));
+    }
     Ok(Json(Topology::of(known_state(&backend)?.as_ref(), &backend.status())))
 }

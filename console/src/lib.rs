@@ -17,7 +17,7 @@ mod v1;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use model::{Actor, ClusterState, ClusterStatus, Command, Millis, NodeName, NodeSample, Outcome, Trouble};
+use model::{Actor, ClusterState, ClusterStatus, Command, Epoch, Millis, NodeName, NodeSample, Outcome, Trouble};
 use std::sync::Arc;
 
 pub use request::Query;
@@ -37,6 +37,12 @@ pub trait Backend: Send + Sync + 'static {
     fn liveness(&self) -> Millis;
     /// Wakes at every change of `status` or `state`, several changes at once being one; ends with the keeper.
     fn changes(&self) -> BoxStream<'static, ()>;
+    /// A router follows this node's events from now on, until what is returned is dropped.
+    fn router_joins(&self, _name: &str) -> Option<Box<dyn Send>> {
+        None
+    }
+    /// A router that follows sends nothing new to the primary before this epoch, and has nothing open there.
+    fn router_holds(&self, _name: &str, _epoch: Epoch) {}
     /// Carries out a command, or only says what it would do.
     fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>>;
     /// The name of who holds this bearer token; `ST8003` if nobody does.

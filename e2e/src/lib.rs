@@ -6,6 +6,7 @@
 
 mod cluster;
 pub mod faults;
+mod front;
 mod http;
 pub mod lab;
 mod ledger;
@@ -15,9 +16,11 @@ pub mod oracle;
 pub mod patroni;
 mod postgresql;
 mod program;
+pub mod transparency;
 mod wait;
 
 pub use cluster::{Cluster, Node};
+pub use front::Front;
 pub use http::{Answer, request};
 pub use ledger::{Ledger, Writers};
 pub use postgresql::{Majors, connect, major_bin, majors};

@@ -6,6 +6,7 @@ pub(crate) mod fence;
 pub(crate) mod health;
 mod ledger_file;
 pub(crate) mod probe;
+pub(crate) mod routers;
 pub(crate) mod shared_step;
 mod witness;
 mod word;

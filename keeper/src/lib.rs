@@ -19,6 +19,7 @@ mod sampler;
 pub mod store;
 pub mod token;
 
+pub use failover::routers::RouterSeat;
 pub use identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
 pub use node::{Keeper, server_spec};
 pub use node_config::{Hook, Hooks, Listen, NodeConfig, PostgresqlNode};

@@ -9,6 +9,7 @@ use crate::announce::{Names, Teller};
 use crate::clock;
 use crate::driver::{Driver, Parts};
 use crate::enrol::{self, Bootstrap};
+use crate::failover::routers::RouterSeat;
 use crate::failover::{Council, fence, health, probe};
 use crate::files;
 use crate::identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
@@ -25,7 +26,9 @@ use consensus::Consensus;
 use consensus::embedded::{Embedded, EmbeddedConfig, Timing};
 use consensus::etcd::{Etcd, EtcdConfig};
 use futures_util::stream::BoxStream;
-use model::{Actor, ClusterState, ClusterStatus, Command, Millis, NodeId, NodeName, NodeSample, Outcome, Trouble};
+use model::{
+    Actor, ClusterState, ClusterStatus, Command, Epoch, Millis, NodeId, NodeName, NodeSample, Outcome, Trouble,
+};
 use nix::fcntl::{Flock, FlockArg};
 use postgres::{ServerSpec, Sql, TlsFiles};
 use service::{MeshTransport, Service};
@@ -338,6 +341,16 @@ impl Keeper {
     /// The newest known state.
     pub fn state(&self) -> Option<Arc<ClusterState>> {
         self.store.state().map(|state| Arc::new(state.value.clone()))
+    }
+    /// A router follows this node from now on, until its seat is dropped; `None` where there are too many.
+    pub fn router_joins(&self, name: &str) -> Option<RouterSeat> {
+        self.council.routers.join(name)
+    }
+    /// A router that follows sends nothing new to the primary before this epoch, and has nothing open there.
+    pub fn router_holds(&self, name: &str, epoch: Epoch) {
+        self.council.routers.holds(name, epoch);
+        self.council.beat.notify_one();
+        self.local.drive_now.notify_one();
     }
     /// This node's newest sample.
     pub fn sample(&self) -> Option<Arc<NodeSample>> {

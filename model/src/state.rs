@@ -409,6 +409,19 @@ pub struct LineageEntry {
     /// epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Epoch>,
+    /// The transaction numbers when its primary took over, where they were noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xids: Option<XidSwitch>,
+}
+
+/// Transaction numbers, with their wrap-arounds, around a promotion. The two are equal where nothing was left to be
+/// replayed when it was ordered, and nobody wrote before the second was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XidSwitch {
+    /// Every smaller number is that of the history taken over: the new primary did not give it again.
+    pub kept_below: u64,
+    /// No transaction with this number or a greater one was committed in the history taken over.
+    pub given_from: u64,
 }
 
 /// Automatic failover was stopped by a person.

@@ -1,10 +1,11 @@
 //! Where the servers are and what each is for now, in the shape that programs follow: routers, address updates, hooks.
 //! Its JSON form is a stable schema: fields are added, never renamed or removed.
 
-use crate::names::{NodeName, Site};
-use crate::state::{ClusterState, Member, ReplicaKind, Role};
+use crate::failover::FailoverPhase;
+use crate::names::{NodeId, NodeName, Site};
+use crate::state::{ClusterState, LineageEntry, Member, ReplicaKind, Role};
 use crate::status::{ClusterStatus, LinkStatus, NodeStatus};
-use crate::units::{Epoch, Lsn};
+use crate::units::{Epoch, Lsn, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
 
 /// Who takes writes. All but the epoch is absent while nobody does: before the first database is made, and from the
@@ -80,6 +81,51 @@ pub struct TopologyNode {
     /// What it has applied.
     #[schema(value_type = Option<String>)]
     pub replayed: Option<Lsn>,
+    /// Its number.
+    #[serde(default = "unnumbered")]
+    #[schema(value_type = u64)]
+    pub id: NodeId,
+    /// The timeline it is on.
+    #[serde(default)]
+    #[schema(value_type = Option<u32>)]
+    pub timeline: Option<Timeline>,
+    /// How old the positions are, in milliseconds.
+    #[serde(default)]
+    pub sample_age_ms: Option<u64>,
+    /// When its server started, in milliseconds of its own civil time: changes when it restarts.
+    #[serde(default)]
+    #[schema(value_type = Option<i64>)]
+    pub started_at: Option<WallTime>,
+}
+
+/// What earlier versions did not tell.
+fn unnumbered() -> NodeId {
+    NodeId(0)
+}
+
+/// A planned change of primary has begun, and the old primary still serves: nothing new is to be sent to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SwitchingNow {
+    /// The epoch that is to come.
+    #[schema(value_type = u64)]
+    pub epoch: Epoch,
+    /// `host:port` of those who may take over, most likely first.
+    pub to: Vec<String>,
+}
+
+impl SwitchingNow {
+    fn of(state: &ClusterState) -> Option<SwitchingNow> {
+        let failover = state.failover.as_ref().filter(|it| it.phase == FailoverPhase::Drain)?;
+        let asked = failover.asked_for();
+        let fits = |member: &&Member| {
+            state.rule.voters.contains(&member.id)
+                && member.priority > 0
+                && asked.is_none_or(|asked| asked == member.id)
+        };
+        let mut members: Vec<&Member> = state.members.values().filter(fits).collect();
+        members.sort_by_key(|member| std::cmp::Reverse(member.priority));
+        Some(SwitchingNow { epoch: failover.epoch, to: members.into_iter().map(Member::postgres_address).collect() })
+    }
 }
 
 impl TopologyNode {
@@ -99,12 +145,16 @@ impl TopologyNode {
             lag_bytes: lag.and_then(|lag| lag.apply_bytes),
             lag_ms: lag.and_then(|lag| lag.seconds).map(|seconds| (seconds.max(0.0) * 1_000.0).round() as u64),
             replayed: seen.and_then(|seen| seen.replayed),
+            id: member.id,
+            timeline: seen.and_then(|seen| seen.timeline),
+            sample_age_ms: seen.and_then(|seen| seen.sample_age_ms),
+            started_at: seen.and_then(|seen| seen.started_at),
         }
     }
 
     /// The same without what changes all the time: whether two views differ in more than lag.
     fn shape(&self) -> TopologyNode {
-        TopologyNode { lag_bytes: None, lag_ms: None, replayed: None, ..self.clone() }
+        TopologyNode { lag_bytes: None, lag_ms: None, replayed: None, sample_age_ms: None, ..self.clone() }
     }
 }
 
@@ -122,6 +172,13 @@ pub struct Topology {
     pub primary_up: bool,
     /// All nodes, by name.
     pub nodes: Vec<TopologyNode>,
+    /// A planned change of primary that has begun, while the old primary still serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switching: Option<SwitchingNow>,
+    /// Where primacies began, oldest first: what came of a commit whose answer was lost is looked up with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>)]
+    pub lineage: Vec<LineageEntry>,
 }
 
 impl Topology {
@@ -139,12 +196,17 @@ impl Topology {
             primary: PrimaryNow::of(state),
             primary_up: status.primary_up && status.epoch == state.rule.epoch && state.failover.is_none(),
             nodes,
+            switching: SwitchingNow::of(state),
+            lineage: state.lineage.clone(),
         }
     }
 
     /// Whether the difference is more than lag.
     pub fn differs_in_shape(&self, other: &Topology) -> bool {
         let shapes = |topology: &Topology| topology.nodes.iter().map(TopologyNode::shape).collect::<Vec<_>>();
-        self.primary != other.primary || self.primary_up != other.primary_up || shapes(self) != shapes(other)
+        self.primary != other.primary
+            || self.primary_up != other.primary_up
+            || self.switching != other.switching
+            || shapes(self) != shapes(other)
     }
 }

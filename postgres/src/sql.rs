@@ -257,6 +257,25 @@ impl Sql {
         self.execute("SELECT pg_promote(false) WHERE pg_is_in_recovery()").await
     }
 
+    /// The next transaction number, with its wrap-arounds. Works on a replica, where it is beyond every number in the log
+    /// that was replayed.
+    pub async fn next_xid(&self) -> Result<u64, Trouble> {
+        // `age` counts from the next number, and alone shows it during recovery; it has the lower half only.
+        let rows = self.query_text("SELECT pg_snapshot_xmax(pg_current_snapshot()), age((3)::text::xid)").await?;
+        let number = |at: usize| rows.first()?.get(at)?.as_deref()?.parse::<i64>().ok();
+        let (Some(completed), Some(age)) = (number(0), number(1)) else {
+            return Err(Trouble::internal("the server gave no transaction numbers", "report this"));
+        };
+        Ok(next_xid(completed as u64, age))
+    }
+
+    /// A transaction number, with its wrap-arounds, from which on none is complete.
+    pub async fn completed_xid(&self) -> Result<u64, Trouble> {
+        let text = self.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())").await?.unwrap_or_default();
+        text.parse()
+            .map_err(|error| Trouble::internal("the server gave no transaction number", "report this").because(error))
+    }
+
     /// Writes a checkpoint at once; on a replica, a restartpoint up to the newest checkpoint that it has replayed. May
     /// take minutes on a large server, on a connection of its own: use a `Sql` that nothing else waits for.
     pub async fn checkpoint(&self) -> Result<(), Trouble> {
@@ -380,6 +399,14 @@ impl Sql {
     }
 }
 
+/// The next transaction number, of which the lower half is `age` numbers after the first ordinary one, 3; it is not
+/// smaller than `completed`, and less than a whole round beyond.
+fn next_xid(completed: u64, age: i64) -> u64 {
+    let low = (age + 3).rem_euclid(1 << 32) as u64;
+    let next = (completed >> 32 << 32) | low;
+    if next < completed { next + (1 << 32) } else { next }
+}
+
 fn lineage_statement(epoch: Epoch, node: &NodeName, timeline: Timeline) -> Result<String, Trouble> {
     let node = quote_literal(node.as_str())?;
     Ok(format!(
@@ -411,4 +438,17 @@ pub(crate) fn role_statement(
         "DO $stemma$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {name})
          THEN CREATE ROLE \"{role}\" {settings}; {alter} END IF; END $stemma$;"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_next_number_is_found_across_a_wrap_around() {
+        let round = 1_u64 << 32;
+        for (completed, next) in [(740, 740), (740, 745), (round - 2, round + 4), (round + 7, round + 9)] {
+            // What the server computes: a difference of 32 bits with a sign.
+            let age = i64::from((next as u32).wrapping_sub(3).cast_signed());
+            assert_eq!(super::next_xid(completed, age), next, "{completed} {next}");
+        }
+    }
 }

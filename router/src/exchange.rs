@@ -11,6 +11,7 @@ mod from_server;
 mod local;
 #[cfg(test)]
 mod tests;
+mod xid;
 
 pub use from_client::first_message;
 pub use local::{Answered, LocalContext};
@@ -38,6 +39,11 @@ enum Expect {
     },
     /// To a query of ours: all of it is swallowed.
     Injected,
+    /// To our question for the transaction's number, up to ReadyForQuery: swallowed.
+    Xid {
+        /// Whether the question had to be made known to the server first.
+        parsing: bool,
+    },
     /// To a function call: up to ReadyForQuery.
     Function,
     /// To a Sync: ReadyForQuery.
@@ -158,6 +164,10 @@ pub struct Exchange {
     may_retry: bool,
     /// Such an error came; the rest of the answer is swallowed.
     refused: Option<Refused>,
+    /// What is known of the transaction's number.
+    xid: xid::Xid,
+    /// A commit was acknowledged although the wait for replicas was cancelled.
+    wait_cancelled: bool,
 }
 
 /// A server's word that it did not execute the request.
@@ -201,6 +211,8 @@ impl Exchange {
             transaction_wrote: false,
             may_retry: false,
             refused: None,
+            xid: xid::Xid::default(),
+            wait_cancelled: false,
         }
     }
 
@@ -236,7 +248,8 @@ impl Exchange {
 
     /// What was asked for and is not answered.
     pub fn unanswered(&self) -> Request {
-        if self.ring.is_empty() && !self.segment_open && (self.client_skip == 0 || self.discard) {
+        let answered = self.ring.iter().all(|due| matches!(due, Expect::Xid { .. }));
+        if answered && !self.segment_open && (self.client_skip == 0 || self.discard) {
             return Request::None;
         }
         let effects = || self.effects.iter().flat_map(|route| &route.effects).map(|traced| &traced.effect);
@@ -256,6 +269,20 @@ impl Exchange {
         } else {
             Request::Read
         }
+    }
+
+    /// Whether what is unanswered is one COMMIT, whole and by itself, so that its answer can be made up.
+    pub fn is_lone_commit(&self) -> bool {
+        let runs = self.ring.iter().filter(|due| matches!(due, Expect::Query { .. } | Expect::Execute { .. })).count();
+        let mut effects = self.effects.iter().flat_map(|route| route.effects.iter().map(move |it| (route.parts, it)));
+        let first = effects.next();
+        let commits = first.is_some_and(|(parts, it)| parts == 1 && it.effect == Effect::Commit { chain: false });
+        runs == 1 && commits && effects.next().is_none() && !self.segment_open && self.client_skip == 0
+    }
+
+    /// Whether the server said that it gave up waiting for replicas behind a commit.
+    pub fn wait_cancelled(&self) -> bool {
+        self.wait_cancelled
     }
 
     /// The transaction as of the latest ReadyForQuery.
@@ -278,27 +305,32 @@ impl Exchange {
         (self.ring.iter().filter(ends).count(), self.segment_open)
     }
 
-    /// Writes the answers of a ROLLBACK that worked.
-    pub fn answer_rollback(&mut self, client: &mut Vec<u8>) {
+    /// Writes the answers of a COMMIT or ROLLBACK that worked, by its tag.
+    pub fn answer_end(&mut self, tag: &str, client: &mut Vec<u8>) {
         for due in &self.ring {
             match due {
                 Expect::Query { .. } => {
-                    build::command_complete(client, "ROLLBACK");
+                    build::command_complete(client, tag);
                     build::ready(client, b'I');
                 }
                 Expect::Sync | Expect::Function => build::ready(client, b'I'),
                 Expect::Parse { wanted: true, .. } | Expect::Elided => build::parse_complete(client),
                 Expect::Bind => build::bind_complete(client),
                 Expect::Describe => build::no_data(client),
-                Expect::Execute { .. } => build::command_complete(client, "ROLLBACK"),
+                Expect::Execute { .. } => build::command_complete(client, tag),
                 Expect::Close | Expect::CloseElided => build::close_complete(client),
-                Expect::Injected | Expect::Parse { wanted: false, .. } | Expect::CloseInjected | Expect::CopyEnd => {}
+                Expect::Injected
+                | Expect::Xid { .. }
+                | Expect::Parse { wanted: false, .. }
+                | Expect::CloseInjected
+                | Expect::CopyEnd => {}
             }
         }
     }
 
     fn note(&mut self, class: Class) {
         self.request_writes |= class == Class::Write;
+        self.note_wrote(class);
     }
 
     fn apply(&mut self, route: &Route, part: Option<u32>, tag: &[u8]) {
@@ -387,6 +419,8 @@ impl Exchange {
         self.answered = false;
         self.request_writes = false;
         self.transaction_wrote = false;
+        self.xid = xid::Xid::default();
+        self.wait_cancelled = false;
         self.refused = None;
         self.portals.clear();
         self.state.server_lost();
@@ -450,6 +484,7 @@ impl Exchange {
                 Some(
                     Expect::Query { effects: false }
                     | Expect::Injected
+                    | Expect::Xid { .. }
                     | Expect::Function
                     | Expect::Sync
                     | Expect::Bind

@@ -32,13 +32,17 @@ pub use topology::{NodeAddr, Topology};
 use crate::pool::{PoolKey, SharedPool};
 use crate::worker::{Mail, Mailbox};
 use arc_swap::ArcSwap;
-use model::Trouble;
+use model::{Epoch, Trouble};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+
+/// Between two looks at what is still open before a planned change of primary.
+const HOLD_LOOK: Duration = Duration::from_millis(3);
 
 /// What all workers share.
 pub struct Global {
@@ -52,6 +56,8 @@ pub struct Global {
     pub seed: [u8; 32],
     /// Whether new statements are held by an administrator's order.
     pub paused: AtomicBool,
+    /// The epoch before which nothing new is sent to a primary, and nothing is open on one: for a planned change.
+    held: watch::Sender<Epoch>,
     /// Clients of each worker.
     load: Vec<AtomicUsize>,
     mail: Arc<[Mailbox]>,
@@ -137,6 +143,7 @@ impl Router {
             clients: AtomicUsize::new(0),
             seed: random(),
             paused: AtomicBool::new(false),
+            held: watch::channel(Epoch(0)).0,
             load: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             mail: mail.into(),
             pools: Mutex::default(),
@@ -153,6 +160,7 @@ impl Router {
         let mut acceptors: Vec<_> =
             listeners.into_iter().map(|listener| tokio::spawn(accept(listener, global.clone()))).collect();
         acceptors.push(tokio::spawn(pass_on(topology, global.clone())));
+        acceptors.push(tokio::spawn(hold(global.clone())));
         Ok(Router { global, addresses, acceptors, threads })
     }
 
@@ -168,6 +176,12 @@ impl Router {
     /// Where it listens.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// The epoch before which nothing new is sent to a primary, and nothing is open on one. Grows during planned changes:
+    /// whoever stops the primary waits for it.
+    pub fn held(&self) -> watch::Receiver<Epoch> {
+        self.global.held.subscribe()
     }
 
     /// Clients, logging in or in.
@@ -196,6 +210,37 @@ async fn pass_on(mut topology: watch::Receiver<Topology>, global: Arc<Global>) {
         // Also where nothing changed: a position that is confirmed is worth more than an old one.
         global.topology.send_replace(news);
     }
+}
+
+/// During a planned change of primary: says when every worker holds new statements and nothing is open any more.
+async fn hold(global: Arc<Global>) {
+    let mut news = global.topology.subscribe();
+    loop {
+        let wanted = news.borrow_and_update().switching.as_ref().map(|switching| switching.epoch);
+        if let Some(epoch) = wanted.filter(|epoch| *global.held.borrow() < *epoch) {
+            if is_quiet(&global, epoch).await {
+                global.held.send_replace(epoch);
+                tracing::info!(%epoch, "statements are held for a planned change of primary");
+            } else {
+                tokio::time::sleep(HOLD_LOOK).await;
+            }
+            continue;
+        }
+        if news.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn is_quiet(global: &Global, epoch: Epoch) -> bool {
+    for mailbox in global.mailboxes() {
+        let (reply, answer) = oneshot::channel();
+        mailbox.post(Mail::IsQuiet { epoch, reply });
+        if !answer.await.unwrap_or(true) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Gives each client to the worker with the fewest: better balanced than leaving it to the kernel, which goes by

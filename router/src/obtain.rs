@@ -35,19 +35,22 @@ pub async fn obtain(
     // The ordinary case first, without the means of waiting for news.
     let mut why = String::new();
     if let Some(pool) = target() {
-        match from_pool(worker, &pool, user).await {
-            Err(Failure::Server(ConnectError::Unreachable(reason))) => why = reason,
-            done => return done,
+        match from_live_pool(worker, &pool, user).await {
+            Some(Err(Failure::Server(ConnectError::Unreachable(reason)))) => why = reason,
+            Some(done) => return done,
+            None => {}
         }
     }
     let config = worker.config();
     let mut hold_until = Instant::now() + config.hold_max;
     loop {
-        let mut news = worker.global.topology.subscribe();
+        let mut news = std::pin::pin!(worker.news.notified());
+        news.as_mut().enable();
         if let Some(pool) = target() {
-            match from_pool(worker, &pool, user).await {
-                Err(Failure::Server(ConnectError::Unreachable(reason))) => why = reason,
-                done => return done,
+            match from_live_pool(worker, &pool, user).await {
+                Some(Err(Failure::Server(ConnectError::Unreachable(reason)))) => why = reason,
+                Some(done) => return done,
+                None => continue,
             }
         }
         let now = Instant::now();
@@ -61,7 +64,21 @@ pub async fn obtain(
             return Err(Failure::Refused(refusal.detail(why)));
         }
         let pause = if why.is_empty() { hold_until - now } else { RETRY_PAUSE.min(hold_until - now) };
-        let _ = tokio::time::timeout(pause, news.changed()).await;
+        let _ = tokio::time::timeout(pause, news).await;
+    }
+}
+
+/// The same as `from_pool`, given up (`None`) once another server is the one to ask: one that is gone may not even refuse.
+async fn from_live_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Option<Result<Server, Failure>> {
+    let superseded = async {
+        while !pool.is_retired() {
+            worker.news.notified().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        found = from_pool(worker, pool, user) => Some(found),
+        () = superseded => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! One connection to a server: made, logged in, kept, moved between workers.
 
 use crate::config::{Config, ServerTls};
-use crate::pool::{Grant, PoolKey, Slot};
+use crate::pool::{Grant, PoolKey, Purpose, Slot};
 use crate::prepared::ServerStatements;
 use crate::refusal::Refusal;
 use crate::scram::{self, Proof};
@@ -21,6 +21,9 @@ use wire::{Header, build};
 
 /// Longest message of a login.
 const LOGIN_MESSAGE_MAX: usize = 64 << 10;
+
+/// Statistics are thrown away when a server recovers from a crash, and this is the time since when they are gathered.
+const LIFE_SQL: &str = "SELECT pg_catalog.pg_stat_get_bgwriter_stat_reset_time()";
 
 /// What a server reported of its settings.
 pub type Reported = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -52,6 +55,9 @@ pub struct Server {
     pub reported: Arc<Reported>,
     /// What cancels its statements.
     pub key: Arc<CancelKey>,
+    /// What changes when its server recovers from a crash, where it is a primary's: transaction numbers that were lost are
+    /// given again then.
+    pub life: Option<Arc<str>>,
     /// When it was made.
     pub born: Instant,
     /// When it was last used.
@@ -84,6 +90,7 @@ struct Rest {
     settings: Arc<Settings>,
     reported: Arc<Reported>,
     key: Arc<CancelKey>,
+    life: Option<Arc<str>>,
     born: Instant,
     used: Instant,
     slot: Slot,
@@ -131,7 +138,7 @@ impl Server {
         if here {
             return Grant::Server(Parked::Here(Box::new(self)));
         }
-        let Server { stream, statements, settings, reported, key, born, used, slot, .. } = self;
+        let Server { stream, statements, settings, reported, key, life, born, used, slot, .. } = self;
         let socket = match stream {
             Stream::Tcp(stream) => stream.into_std().map(Socket::Tcp),
             Stream::Unix(stream) => stream.into_std().map(Socket::Unix),
@@ -140,7 +147,7 @@ impl Server {
         };
         match socket {
             Ok(socket) => {
-                let rest = Rest { statements, settings, reported, key, born, used, slot };
+                let rest = Rest { statements, settings, reported, key, life, born, used, slot };
                 Grant::Server(Parked::Moved(Box::new(Moved { socket, rest })))
             }
             Err(_) => Grant::Connect(slot),
@@ -159,10 +166,10 @@ impl Parked {
                     Socket::Tcp(socket) => TcpStream::from_std(socket).map(Stream::Tcp),
                     Socket::Unix(socket) => UnixStream::from_std(socket).map(Stream::Unix),
                 };
-                let Rest { statements, settings, reported, key, born, used, slot } = rest;
+                let Rest { statements, settings, reported, key, life, born, used, slot } = rest;
                 let Ok(stream) = stream else { return Err(slot) };
                 let (inbox, outbox) = (Vec::new(), Vec::new());
-                Ok(Server { stream, inbox, outbox, statements, settings, reported, key, born, used, slot })
+                Ok(Server { stream, inbox, outbox, statements, settings, reported, key, life, born, used, slot })
             }
         }
     }
@@ -204,7 +211,15 @@ impl From<io::Error> for ConnectError {
 
 /// Connects and logs in.
 pub async fn connect(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Server, ConnectError> {
-    connect_with(slot, config, proof, &[]).await
+    let writes = matches!(slot.pool().key.purpose, Purpose::Write(_));
+    let mut server = connect_with(slot, config, proof, &[]).await?;
+    if writes {
+        // One question per connection: what it tells cannot change while the connection lives.
+        let asked = tokio::time::timeout(config.connect_timeout, ask(&mut server, LIFE_SQL));
+        let rows = asked.await.map_err(|_| ConnectError::Unreachable("the server did not answer in time".into()))??;
+        server.life = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten()).map(Arc::from);
+    }
+    Ok(server)
 }
 
 /// The same with further startup parameters.
@@ -311,6 +326,7 @@ async fn login(
         settings: Arc::default(),
         reported: Arc::new(reported),
         key: Arc::new(cancel_key),
+        life: None,
         born: now,
         used: now,
         slot,

@@ -3,6 +3,7 @@
 
 mod lost;
 mod pump;
+mod resolve;
 mod target;
 
 use crate::config::PoolMode;
@@ -19,6 +20,7 @@ use crate::topology::NodeAddr;
 use crate::worker::{CatalogEntry, Worker};
 use model::NodeId;
 use routing::consistency::Ack;
+use routing::outcome::InDoubt;
 use routing::{Encoding, Lexing};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -52,6 +54,8 @@ pub struct ClientEntry {
     pub waits: Cell<Option<Instant>>,
     /// An administrator wants it gone.
     pub killed: Cell<bool>,
+    /// Something of it is open on a primary: a transaction, or a request without its answer.
+    pub busy: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -69,6 +73,7 @@ impl ClientEntry {
             pins: RefCell::default(),
             waits: Cell::new(None),
             killed: Cell::new(false),
+            busy: Cell::new(false),
             waker: RefCell::default(),
         }
     }
@@ -103,6 +108,16 @@ enum Turn {
     Malformed(&'static str),
     /// An administrator ended it.
     Killed,
+}
+
+/// What became of a client whose server was lost.
+enum After {
+    /// It goes on.
+    Kept,
+    /// It cannot be kept.
+    Gone,
+    /// Whether its COMMIT was made is to be found out.
+    InDoubt(InDoubt),
 }
 
 /// A client that is logged in.
@@ -220,13 +235,19 @@ impl Session {
                     let found = Box::pin(reads::position(&self.worker, database, user, ack)).await;
                     self.primary_only |= !found;
                 }
-                Turn::ServerLost(why) => {
-                    if !self.server_lost(&why) {
+                Turn::ServerLost(why) => match self.server_lost(&why) {
+                    After::Kept => {}
+                    After::Gone => {
                         let refusal = Refusal::server_lost("the connection to the server was lost").detail(why);
                         self.last_words(&refusal).await;
                         break;
                     }
-                }
+                    After::InDoubt(doubt) => {
+                        if !Box::pin(self.resolve(&doubt)).await {
+                            break;
+                        }
+                    }
+                },
                 Turn::Malformed(why) => {
                     self.last_words(&Refusal::protocol("the client's message is not understood").detail(why)).await;
                     break;
@@ -333,6 +354,13 @@ impl Session {
 
     /// Everything that can be done now.
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<Turn> {
+        let turned = self.act(context);
+        let attached = self.server.is_some() && self.replica.is_none();
+        self.entry.busy.set(attached && !self.exchange.at_rest());
+        turned
+    }
+
+    fn act(&mut self, context: &mut Context<'_>) -> Poll<Turn> {
         self.entry.remember(context.waker());
         if self.entry.killed.get() {
             return Poll::Ready(Turn::Killed);

@@ -151,6 +151,12 @@ impl State {
         self.serializable = false;
     }
 
+    /// The transaction turned out to be committed although its server did not say so.
+    pub fn committed_after_all(&mut self) {
+        self.committed = self.settings.clone();
+        self.savepoints.clear();
+    }
+
     /// What bears on where its next statement may run.
     pub fn for_routing(&self) -> routing::Session {
         let by_default = self.settings.0.get("default_transaction_isolation");

@@ -1,6 +1,7 @@
 //! Which servers there are and what each is good for, as told by whoever watches the cluster. The router asks no
 //! server for its role: a server that was cut off believes what it believed before.
 
+use model::state::LineageEntry;
 use model::{Epoch, LagBytes, Lsn, Millis, NodeId, Site, Timeline};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -92,6 +93,19 @@ pub struct Topology {
     pub primary: Option<Primary>,
     /// All replicas.
     pub replicas: Vec<Replica>,
+    /// Where primacies began, oldest first: to look up commits whose answer was lost.
+    pub lineage: Vec<LineageEntry>,
+    /// The primary is about to be stopped for another one: it ends what has begun, and nothing new is sent to it.
+    pub switching: Option<Switching>,
+}
+
+/// A planned change of primary that has begun while the old primary still serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switching {
+    /// The epoch that is to come.
+    pub epoch: Epoch,
+    /// Who may take over, best first; connections to them are made in advance.
+    pub to: Vec<NodeAddr>,
 }
 
 /// The primary.
@@ -109,7 +123,7 @@ impl Topology {
     /// One server that is never replaced: for a router without a cluster behind it.
     pub fn single(addr: NodeAddr) -> Topology {
         let primary = Primary { name: addr.to_string(), addr, site: None };
-        Topology { epoch: Epoch(0), primary: Some(primary), replicas: Vec::new() }
+        Topology { epoch: Epoch(0), primary: Some(primary), ..Topology::default() }
     }
 }
 

@@ -10,8 +10,10 @@ use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool, Waiters};
 use crate::prepared::Interner;
 use crate::reads::Reads;
 use crate::scram::Proof;
+use crate::server;
 use crate::session::ClientEntry;
-use crate::topology::{NodeAddr, Topology};
+use crate::topology::{NodeAddr, Switching, Topology};
+use model::Epoch;
 use routing::Catalog;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -51,6 +53,13 @@ pub enum Mail {
     },
     /// What this worker's clients do.
     Survey(oneshot::Sender<Vec<ClientRow>>),
+    /// Whether this worker sends nothing new to the primary before this epoch, and has nothing open there.
+    IsQuiet {
+        /// The epoch that is to come.
+        epoch: Epoch,
+        /// Where to say so.
+        reply: oneshot::Sender<bool>,
+    },
     /// An administrator ends a client.
     Kill(u32),
     /// End: clients are told, and the thread returns.
@@ -106,6 +115,8 @@ pub struct Worker {
     pub reads: RefCell<Reads>,
     /// Told when a position of the primary was heard.
     pub positions: Notify,
+    /// Told at every news of the servers; whoever waits longest is woken first.
+    pub news: Notify,
 }
 
 /// What is known of one database, with a number that changes with it.
@@ -166,6 +177,7 @@ impl Worker {
             catalogs: RefCell::default(),
             reads,
             positions: Notify::new(),
+            news: Notify::new(),
         })
     }
 
@@ -177,6 +189,44 @@ impl Worker {
     /// The servers as last told.
     pub fn topology(&self) -> Arc<Topology> {
         self.topology.borrow().clone()
+    }
+
+    /// Whether what begins now is held, because the primary is about to be stopped in order.
+    pub fn holds(&self) -> bool {
+        self.topology.borrow().switching.is_some()
+    }
+
+    fn is_quiet(&self, epoch: Epoch) -> bool {
+        let told = self.topology.borrow();
+        let holds = told.epoch >= epoch || told.switching.as_ref().is_some_and(|switching| switching.epoch >= epoch);
+        holds && self.clients.borrow().values().all(|entry| !entry.busy.get())
+    }
+
+    /// Makes connections to those who may take over soon, as many as this worker has to the primary now.
+    fn warm_up(self: &Rc<Self>, switching: &Switching) {
+        let share = |pool: &Pool| pool.shared.total().div_ceil(self.global.mailboxes().len());
+        let here = self.pools.borrow();
+        let used: Vec<_> = here
+            .iter()
+            .filter(|(key, _)| matches!(key.purpose, Purpose::Write(_)))
+            .map(|(key, pool)| (key.clone(), share(pool)))
+            .collect();
+        drop(here);
+        for (key, count) in used {
+            let Some(node) = switching.to.first().filter(|node| **node != key.node) else { continue };
+            let key = PoolKey { node: node.clone(), purpose: Purpose::Write(switching.epoch), ..key };
+            for _ in 0..count {
+                let (worker, key) = (self.clone(), key.clone());
+                tokio::task::spawn_local(async move {
+                    let pool = worker.pool(&key);
+                    let Some(slot) = pool.shared.reserve() else { return };
+                    match server::connect(slot, &worker.config(), worker.proof(&key.user)).await {
+                        Ok(server) => worker.put_back(server),
+                        Err(error) => tracing::debug!(?error, "no connection in advance"),
+                    }
+                });
+            }
+        }
     }
 
     /// Changes with every news of the servers.
@@ -320,6 +370,9 @@ impl Worker {
                     let clients = self.clients.borrow();
                     let _ = reply.send(clients.values().map(|entry| ClientRow::of(entry, self.index)).collect());
                 }
+                Mail::IsQuiet { epoch, reply } => {
+                    let _ = reply.send(self.is_quiet(epoch));
+                }
                 Mail::Kill(pid) => {
                     let entry = self.clients.borrow().get(&(pid & ((1 << CLIENT_BITS) - 1))).cloned();
                     if let Some(entry) = entry {
@@ -340,16 +393,22 @@ impl Worker {
             self.reads.borrow_mut().told(&topology);
             // Positions change all the time; who is what, seldom.
             let replicas = |of: &Topology| of.replicas.iter().map(|node| node.addr.clone()).collect::<Vec<_>>();
-            if (before.epoch, &before.primary) == (topology.epoch, &topology.primary)
-                && replicas(&before) == replicas(&topology)
-            {
+            let shape = |of: &Topology| (of.epoch, of.primary.clone(), of.switching.clone(), replicas(of));
+            if shape(&before) == shape(&topology) {
+                // PAUSE and RESUME come this way too.
+                self.news.notify_waiters();
                 continue;
             }
             self.generation.set(self.generation.get() + 1);
+            if let Some(switching) = topology.switching.as_ref().filter(|_| before.switching != topology.switching) {
+                self.warm_up(switching);
+            }
             self.pools.borrow_mut().retain(|key, pool| {
                 let lives = match key.purpose {
                     Purpose::Write(epoch) => {
-                        epoch == topology.epoch && topology.primary.as_ref().is_some_and(|node| node.addr == key.node)
+                        let serves = || topology.primary.as_ref().is_some_and(|node| node.addr == key.node);
+                        // Connections that were made in advance wait for their epoch.
+                        epoch > topology.epoch || (epoch == topology.epoch && serves())
                     }
                     Purpose::Read => is_replica(&topology, &key.node),
                 };
@@ -362,6 +421,7 @@ impl Worker {
             for client in clients {
                 client.wake();
             }
+            self.news.notify_waiters();
         }
     }
 

@@ -62,6 +62,12 @@ pub struct Lost {
     pub retries: u8,
     /// Whether the router still has the request's bytes.
     pub kept: bool,
+    /// Where the request holds a COMMIT: whether it holds nothing else, so that its answer can be made up.
+    pub lone: bool,
+    /// The transaction had failed before: a COMMIT of it rolls back.
+    pub failed: bool,
+    /// Whether the transaction's number is known.
+    pub numbered: bool,
 }
 
 /// What to do. The client's connection lives on in every case.
@@ -79,6 +85,10 @@ pub enum Action {
     Unknown,
     /// Answer as a ROLLBACK that worked.
     RolledBack,
+    /// Answer as a COMMIT that worked: there was nothing to be kept.
+    Committed,
+    /// Ask the primary, once it is certain which one that is, what became of the transaction (`outcome`).
+    Resolve,
 }
 
 /// Most times that a request is sent again.
@@ -86,7 +96,14 @@ pub const RETRIES_MAX: u8 = 2;
 
 /// The action, and the rule it follows from.
 pub fn verdict(lost: &Lost) -> (Action, &'static str) {
-    if lost.end == End::CommittedLocally {
+    // What was committed without its replicas can be looked up all the same, where its number is known.
+    let numbered = lost.numbered && lost.request == Request::Commit && lost.transaction == Transaction::Wrote;
+    let may_have = match lost.request {
+        Request::Commit => true,
+        Request::Write => lost.transaction == Transaction::None,
+        Request::None | Request::NotSent | Request::Read | Request::Rollback => false,
+    };
+    if lost.end == End::CommittedLocally && may_have && !(numbered && !lost.answered) {
         return (Action::Unknown, "F-8");
     }
     let again = lost.kept && !lost.answered && !lost.pinned && lost.retries < RETRIES_MAX;
@@ -113,10 +130,17 @@ pub fn verdict(lost: &Lost) -> (Action, &'static str) {
         (Transaction::Clean | Transaction::Wrote, Request::Commit) if lost.end == End::Refused => {
             (Action::Aborted, "F-11")
         }
-        (Transaction::Wrote, Request::Commit) => (Action::Unknown, "F-12"),
+        // A transaction that had failed is rolled back by its COMMIT.
+        (Transaction::Clean | Transaction::Wrote, Request::Commit) if lost.failed && lost.lone && !lost.answered => {
+            (Action::RolledBack, "F-13")
+        }
+        (Transaction::Wrote, Request::Commit) if lost.numbered && !lost.answered => (Action::Resolve, "F-12"),
         // The commit of a transaction that wrote nothing changes nothing, whatever came of it. But a commit among other
-        // statements may have had writes before it in the same request.
-        (Transaction::Clean, Request::Commit) => (Action::Unknown, "F-12"),
+        // statements may have had writes before it in the same request, and LISTEN and its like begin with the commit.
+        (Transaction::Clean, Request::Commit) if lost.lone && !lost.pinned && !lost.answered => {
+            (Action::Committed, "F-12")
+        }
+        (Transaction::Clean | Transaction::Wrote, Request::Commit) => (Action::Unknown, "F-12"),
         (Transaction::Clean, Request::None | Request::NotSent | Request::Read | Request::Write) => {
             (Action::Aborted, "F-10")
         }
@@ -140,7 +164,7 @@ mod tests {
         TRANSACTIONS.into_iter().flat_map(move |transaction| {
             REQUESTS.into_iter().flat_map(move |request| {
                 ENDS.into_iter().flat_map(move |end| {
-                    (0..32u8).map(move |bits| Lost {
+                    (0..=u8::MAX).map(move |bits| Lost {
                         transaction,
                         request,
                         answered: flags[usize::from(bits & 1)],
@@ -148,6 +172,9 @@ mod tests {
                         pinned: bits & 2 != 0,
                         retries: (bits >> 2) & 3,
                         kept: bits & 16 != 0,
+                        lone: bits & 32 != 0,
+                        failed: bits & 64 != 0,
+                        numbered: bits & 128 != 0,
                     })
                 })
             })
@@ -170,7 +197,13 @@ mod tests {
     #[test]
     fn a_commit_without_its_answer_is_never_called_undone() {
         for lost in every_case().filter(|lost| lost.request == Request::Commit && lost.end != End::Refused) {
-            assert_eq!(verdict(&lost).0, Action::Unknown, "{lost:?}");
+            match verdict(&lost).0 {
+                Action::Unknown => {}
+                Action::Resolve => assert!(lost.numbered && lost.transaction == Transaction::Wrote, "{lost:?}"),
+                Action::RolledBack => assert!(lost.failed && lost.lone, "{lost:?}"),
+                Action::Committed => assert!(lost.lone && lost.transaction == Transaction::Clean, "{lost:?}"),
+                other => panic!("{other:?}: {lost:?}"),
+            }
         }
     }
 
@@ -195,6 +228,9 @@ mod tests {
             pinned: false,
             retries: 0,
             kept: true,
+            lone: true,
+            failed: false,
+            numbered: true,
         };
         let check = |lost: Lost, expected: (Action, &str)| assert_eq!(verdict(&lost), expected, "{lost:?}");
         check(plain, (Action::Silent, "F-1"));
@@ -212,7 +248,13 @@ mod tests {
         let wrote = Lost { transaction: Transaction::Wrote, ..plain };
         check(Lost { transaction: Transaction::Clean, ..plain }, (Action::Aborted, "F-10"));
         check(wrote, (Action::Aborted, "F-11"));
-        check(Lost { request: Request::Commit, ..wrote }, (Action::Unknown, "F-12"));
+        let commit = Lost { request: Request::Commit, ..wrote };
+        check(commit, (Action::Resolve, "F-12"));
+        check(Lost { numbered: false, ..commit }, (Action::Unknown, "F-12"));
+        check(Lost { failed: true, ..commit }, (Action::RolledBack, "F-13"));
+        check(Lost { transaction: Transaction::Clean, ..commit }, (Action::Committed, "F-12"));
+        check(Lost { transaction: Transaction::Clean, lone: false, ..commit }, (Action::Unknown, "F-12"));
+        check(Lost { transaction: Transaction::None, ..commit }, (Action::Unknown, "F-9"));
         check(Lost { request: Request::Rollback, ..wrote }, (Action::RolledBack, "F-13"));
     }
 }

@@ -24,6 +24,7 @@ pub mod hint;
 pub mod import;
 pub mod lex;
 pub mod names;
+pub mod outcome;
 pub mod refusal;
 pub mod route;
 pub mod token;

@@ -95,7 +95,7 @@ fn first_state(dice: &mut Dice, data: usize, witnesses: usize, mode: Option<Comm
     let count = data as u32 - 1;
     state.rule.acks = acks_asked(state.rule.mode, data, data - 1).min(count);
     state.rule.recruit_quorum = if state.rule.acks == 0 { count } else { count - state.rule.acks + 1 };
-    state.lineage.push(LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None });
+    state.lineage.push(LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None, xids: None });
     state
 }
 

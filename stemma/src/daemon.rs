@@ -56,6 +56,12 @@ impl Backend for KeeperBackend {
     fn changes(&self) -> BoxStream<'static, ()> {
         self.keeper.changes()
     }
+    fn router_joins(&self, name: &str) -> Option<Box<dyn Send>> {
+        self.keeper.router_joins(name).map(|seat| Box::new(seat) as Box<dyn Send>)
+    }
+    fn router_holds(&self, name: &str, epoch: model::Epoch) {
+        self.keeper.router_holds(name, epoch);
+    }
     fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>> {
         Box::pin(self.keeper.command(command, actor, dry_run))
     }

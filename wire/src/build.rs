@@ -73,6 +73,28 @@ pub fn bind_head(out: &mut Vec<u8>, portal: &[u8], statement: &[u8], rest: usize
     text(out, statement);
 }
 
+/// A Bind without parameters, whose results come as text.
+pub fn bind_plain(out: &mut Vec<u8>, portal: &[u8], statement: &[u8]) {
+    bind_head(out, portal, statement, 6);
+    out.extend_from_slice(&[0; 6]);
+}
+
+/// An Execute of a portal to its end.
+pub fn execute(out: &mut Vec<u8>, portal: &[u8]) {
+    message(out, b'E', |out| {
+        text(out, portal);
+        out.extend_from_slice(&[0; 4]);
+    });
+}
+
+/// A Close of a portal.
+pub fn close_portal(out: &mut Vec<u8>, name: &[u8]) {
+    message(out, b'C', |out| {
+        out.push(b'P');
+        text(out, name);
+    });
+}
+
 /// A Describe of a statement.
 pub fn describe_statement(out: &mut Vec<u8>, name: &[u8]) {
     message(out, b'D', |out| {

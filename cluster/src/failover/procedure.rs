@@ -7,7 +7,7 @@ use crate::admission::LINEAGE_MAX;
 use crate::history::{self, STEMMA, keep_newest};
 use model::failover::{Failover, FailoverKind, FailoverPhase, PhaseTime, Recruited, Unsettled};
 use model::limits::FAILOVERS_MAX;
-use model::state::LineageEntry;
+use model::state::{LineageEntry, XidSwitch};
 use model::{ClusterState, Epoch, NodeId, Rule, Timeline, WallTime};
 use std::collections::BTreeMap;
 
@@ -155,6 +155,14 @@ pub fn settle(
     Some(next)
 }
 
+/// Adds to a settled change the transaction numbers that its winner noted: with them, commits whose answer was lost can be
+/// looked up.
+pub fn note_xids(state: &mut ClusterState, epoch: Epoch, xids: XidSwitch) {
+    if let Some(entry) = state.lineage.iter_mut().find(|entry| entry.epoch == epoch) {
+        entry.xids = Some(xids);
+    }
+}
+
 /// Confirms the old primary under the new epoch. Refused once any winner may have been promoted.
 pub fn undo(state: &ClusterState, epoch: Epoch, because: &str, now: WallTime) -> Option<ClusterState> {
     let mut next = state.clone();
@@ -194,6 +202,7 @@ fn lineage_entries(state: &ClusterState, failover: &Failover, timeline: Timeline
         timeline,
         began_at: Some(began.position),
         from: Some(began.lineage),
+        xids: None,
     };
     let mut entries = vec![entry(failover.epoch, timeline, began)];
     let mut child = *began;

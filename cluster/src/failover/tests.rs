@@ -72,7 +72,13 @@ fn both_rules_bind_until_the_next_one_is_settled() {
     let settled = procedure::settle(&state, Epoch(2), &rule, Timeline(2), NOW).expect("settled");
     assert_eq!((settled.rule.primary, settled.rule.epoch), (NodeId(2), Epoch(2)));
     assert_eq!(settled.failovers.last().map(|it| it.phase), Some(FailoverPhase::Done));
-    let entry = LineageEntry { epoch: Epoch(2), timeline: Timeline(2), began_at: Some(Lsn(9)), from: Some(Epoch(1)) };
+    let entry = LineageEntry {
+        epoch: Epoch(2),
+        timeline: Timeline(2),
+        began_at: Some(Lsn(9)),
+        from: Some(Epoch(1)),
+        xids: None,
+    };
     assert_eq!(settled.lineage.last(), Some(&entry));
 }
 
@@ -224,6 +230,7 @@ fn data_follows_its_own_descent_only() {
         timeline: Timeline(timeline),
         began_at: Some(Lsn(at)),
         from: from.map(Epoch),
+        xids: None,
     };
     // Epoch 2 only confirmed the first primary; epoch 3 was a promotion; epoch 5 another, beside one that never settled.
     state.lineage =
@@ -241,7 +248,7 @@ fn followed_up(position: u64, receiver: bool) -> Option<Action> {
     let state = chosen();
     let rule = state.failover.as_ref().and_then(|it| it.next.clone()).expect("chosen");
     let mut state = procedure::settle(&state, Epoch(2), &rule, Timeline(2), NOW).expect("settled");
-    let first = LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None };
+    let first = LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None, xids: None };
     state.lineage.insert(0, first);
     let sync = ServerSync::default();
     let own = Own {

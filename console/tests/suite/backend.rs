@@ -292,6 +292,7 @@ fn state() -> ClusterState {
         timeline: Timeline(timeline),
         began_at: Some(Lsn(at)),
         from: None,
+        xids: None,
     };
     ClusterState {
         format: 1,

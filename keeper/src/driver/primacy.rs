@@ -6,12 +6,12 @@ use crate::local::Phase;
 use cluster::failover::detect::{self, OwnWord};
 use cluster::failover::ledger::Refused;
 use cluster::failover::order::{self, Action, Own, Server, Serving, View};
-use cluster::failover::{HAND_OVER_WAIT, Policy, procedure, recruit};
+use cluster::failover::{HAND_OVER_WAIT, Policy, ROUTERS_WAIT, procedure, recruit};
 use cluster::naming;
 use cluster::sync::{self, ServerSync};
 use model::failover::{FailoverPhase, Recruited};
 use model::observe::ServerFacts;
-use model::state::Stage;
+use model::state::{Stage, XidSwitch};
 use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, Role, Timeline, Trouble};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -67,6 +67,8 @@ pub(super) struct Part {
     was_at: Option<Lsn>,
     /// A rule that promises nothing is in force or may be, as far as this keeper wrote it.
     unpromised: bool,
+    /// The transaction numbers around this node's promotion: the epoch, the one before it, the one after it.
+    xids: Option<(Epoch, u64, Option<u64>)>,
     /// Clients are kept out: see `Ghosts`.
     pub(super) ghosts: Ghosts,
     /// The situation in which nothing was left to do.
@@ -133,6 +135,7 @@ impl Part {
             answered_at: now,
             was_at: None,
             unpromised: false,
+            xids: None,
             ghosts: Ghosts::None,
             calm: None,
             told: None,
@@ -149,6 +152,13 @@ impl Part {
         self.last_seen = None;
         self.answered_at = now;
         self.calm = None;
+    }
+
+    /// The transaction numbers to be recorded with the end of this node's own promotion.
+    fn xids_of(&self, action: &Action) -> Option<XidSwitch> {
+        let (noted, kept_below, given_from) = self.xids?;
+        let settles = matches!(action, Action::Settle { epoch, .. } if *epoch == noted);
+        given_from.filter(|_| settles).map(|given_from| XidSwitch { kept_below, given_from })
     }
 
     /// Whatever was under way was given up in the middle.
@@ -192,6 +202,10 @@ impl Driver {
             !gives_up || seen.timeline.is_some()
         });
         match next {
+            Some(action) if self.waits_for_routers(turn, &action) => {
+                self.parts.local.set_doing(Some("waiting for routers to hold new transactions".to_owned()));
+                Ok(Primacy::Waits)
+            }
             Some(action) => {
                 self.part.calm = None;
                 shared_step::hasten(&self.parts.store, &self.part.council, &action, &others.alive).await;
@@ -204,6 +218,16 @@ impl Driver {
                 Ok(if frozen && has_data { Primacy::Waits } else { Primacy::Free })
             }
         }
+    }
+
+    /// Before a planned stop: until routers have nothing open here and send nothing new, or their time is over. One that
+    /// is silent delays a switchover by no more than that.
+    fn waits_for_routers(&self, turn: &Turn, action: &Action) -> bool {
+        let Some(failover) = &turn.state.value.failover else { return false };
+        matches!(action, Action::Stop { kill: false, .. })
+            && failover.phase == FailoverPhase::Drain
+            && self.part.council.phase_age(turn.now) < ROUTERS_WAIT
+            && !self.part.council.routers_hold(failover.epoch, turn.now)
     }
 
     async fn look(&mut self) -> Option<ServerFacts> {
@@ -509,7 +533,8 @@ impl Driver {
             {
                 return Ok(Primacy::Waits);
             }
-            shared_step::write(&self.parts.store, turn.state.version, &action).await?;
+            let xids = self.part.xids_of(&action);
+            shared_step::write(&self.parts.store, turn.state.version, &action, xids).await?;
             return Ok(Primacy::Acted);
         }
         match action {
@@ -646,6 +671,8 @@ impl Driver {
         self.rule_sure = false;
         // Statements on the replica can hold up the replay that the promotion waits for.
         self.sql.cancel_statements().await?;
+        // Not worth a delay or a failure: without it a commit in doubt stays so.
+        self.part.xids = self.sql.next_xid().await.ok().map(|kept_below| (epoch, kept_below, None));
         self.sql.promote().await?;
         failpoint::pass("failover.promote-ordered");
         Ok(())
@@ -653,6 +680,11 @@ impl Driver {
 
     async fn write_row(&mut self, epoch: Epoch, own: &Own) -> Result<(), Trouble> {
         let Some(holds) = own.holds else { return Ok(()) };
+        if let Some((noted, _, given_from @ None)) = &mut self.part.xids
+            && *noted == epoch
+        {
+            *given_from = self.sql.completed_xid().await.ok();
+        }
         let at = self.sql.write_lineage(epoch, &self.parts.config.name, holds.timeline).await?;
         failpoint::pass("failover.row-written");
         self.part.row = Some((epoch, at));

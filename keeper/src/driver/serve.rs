@@ -147,7 +147,7 @@ impl Driver {
                 return;
             }
             failpoint::pass("lineage.in-database");
-            let entry = LineageEntry { epoch, timeline, began_at, from: None };
+            let entry = LineageEntry { epoch, timeline, began_at, from: None, xids: None };
             if let Err(trouble) = store.update(|state| Ok((admission::learn_lineage(state, entry), ()))).await {
                 tracing::warn!(%trouble, "the lineage is not in consensus yet");
             }

@@ -1,6 +1,7 @@
 //! What the keepers say to each other about who is primary: this keeper's own word, the words heard, the leases, and
 //! from all of that the facts that `cluster::failover` decides by. Touches neither disk nor database.
 
+use super::routers::Routers;
 use super::word::Word;
 use crate::clock;
 use cluster::failover::detect::{self, Evidence, OwnWord, Said, Stream};
@@ -12,7 +13,7 @@ use model::failover::{FailoverKind, FailoverPhase, Recruited};
 use model::observe::ServerFacts;
 use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, NodeSample, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// The lease's times.
@@ -45,6 +46,8 @@ pub(crate) struct Council {
     inner: Mutex<Inner>,
     /// A heartbeat is due at once.
     pub beat: Notify,
+    /// Routers that follow this node.
+    pub routers: Arc<Routers>,
 }
 
 struct Inner {
@@ -108,7 +111,7 @@ impl Council {
             leader_answers: None,
             called_for: None,
         };
-        Council { me, inner: Mutex::new(inner), beat: Notify::new() }
+        Council { me, inner: Mutex::new(inner), beat: Notify::new(), routers: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -180,8 +183,8 @@ impl Council {
         let word = &inner.heard[&from].1;
         let may_join = |word: &Word| word.lease_from.contains(&self.me).then_some(word.state_version);
         let matters = before.is_none_or(|(_, before)| {
-            (&before.report, &before.serving, &before.own, &before.follows, may_join(&before))
-                != (&word.report, &word.serving, &word.own, &word.follows, may_join(word))
+            (&before.report, &before.serving, &before.own, &before.follows, &before.routers, may_join(&before))
+                != (&word.report, &word.serving, &word.own, &word.follows, &word.routers, may_join(word))
         });
         News { matters, newer_state }
     }
@@ -210,8 +213,17 @@ impl Council {
             lease,
             lease_from: inner.list_newcomers(now),
             granted: inner.granted.iter().filter(|(to, _)| **to != self.me).map(|(to, it)| (*to, *it)).collect(),
+            routers: self.routers.all_hold(),
             state_version: inner.state_version,
         }
+    }
+
+    /// Whether every router that follows a keeper that answers holds for this epoch.
+    pub fn routers_hold(&self, epoch: Epoch, now: Moment) -> bool {
+        let inner = self.lock();
+        let limit = inner.limit();
+        let heard = inner.heard.values().filter(|(at, _)| now.since(*at) < limit);
+        heard.filter_map(|(_, word)| word.routers).chain(self.routers.all_hold()).all(|held| held >= epoch)
     }
 
     /// All that is known of the others, for `cluster::failover::order`.

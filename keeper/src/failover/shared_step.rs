@@ -6,6 +6,7 @@ use crate::store::Store;
 use cluster::failover::order::Action;
 use cluster::failover::procedure;
 use model::failover::FailoverKind;
+use model::state::XidSwitch;
 use model::{ClusterState, NodeId, Trouble};
 use std::collections::BTreeSet;
 
@@ -19,11 +20,18 @@ pub(crate) async fn hasten(store: &Store, council: &Council, action: &Action, al
 
 /// Writes a shared step, unless the state moves on meanwhile: then there is something newer to decide. A step given up
 /// halfway may still be written; each refuses a state that it was not meant for.
-pub(crate) async fn write(store: &Store, version: u64, action: &Action) -> Result<(), Trouble> {
+///
+/// `xids` are the transaction numbers that this node noted when it took over, for the step that settles that.
+pub(crate) async fn write(
+    store: &Store,
+    version: u64,
+    action: &Action,
+    xids: Option<XidSwitch>,
+) -> Result<(), Trouble> {
     let mut states = store.changes();
     let newer = states.wait_for(|state| state.as_ref().is_some_and(|state| state.version > version));
     failpoint::pass("failover.writing");
-    let written = store.update(|state| Ok((next_state(state, action), ())));
+    let written = store.update(|state| Ok((next_state(state, action, xids), ())));
     tokio::select! {
         written = written => written?,
         _ = newer => {}
@@ -56,7 +64,7 @@ pub(crate) fn is_shared(action: &Action) -> bool {
     }
 }
 
-fn next_state(state: &ClusterState, action: &Action) -> Option<ClusterState> {
+fn next_state(state: &ClusterState, action: &Action, xids: Option<XidSwitch>) -> Option<ClusterState> {
     let now = clock::wall();
     match action {
         Action::Claim { after, because } => {
@@ -65,7 +73,13 @@ fn next_state(state: &ClusterState, action: &Action) -> Option<ClusterState> {
         Action::Drained(epoch) => procedure::drained(state, *epoch, now),
         Action::Unplan(epoch) => procedure::unplan(state, *epoch, now),
         Action::Choose(epoch, choice) => procedure::choose(state, *epoch, choice, now),
-        Action::Settle { epoch, rule, timeline } => procedure::settle(state, *epoch, rule, *timeline, now),
+        Action::Settle { epoch, rule, timeline } => {
+            let mut next = procedure::settle(state, *epoch, rule, *timeline, now)?;
+            if let Some(xids) = xids {
+                procedure::note_xids(&mut next, *epoch, xids);
+            }
+            Some(next)
+        }
         Action::Undo { epoch, because } => procedure::undo(state, *epoch, because, now),
         Action::Promise(_)
         | Action::Detach

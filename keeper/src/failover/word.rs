@@ -40,6 +40,9 @@ pub(crate) struct Word {
     /// The newest requests that it granted: to whom, of which epoch, and the number that was in the request.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub granted: BTreeMap<NodeId, (Epoch, u64)>,
+    /// The epoch for which every router that follows this node holds new transactions; absent where none follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routers: Option<Epoch>,
     /// The version of the cluster's state that it knows. Who knows an older one asks.
     #[serde(default)]
     pub state_version: u64,

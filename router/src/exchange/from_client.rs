@@ -92,11 +92,13 @@ impl Exchange {
         let here = at..at + bytes.len();
         match head.tag {
             b'Q' => {
+                self.ask_xid(context.server, server);
                 // A simple query destroys the unnamed statement.
                 context.client.forget_unnamed();
                 self.query(body, here, context, server);
             }
             b'F' => {
+                self.ask_xid(context.server, server);
                 self.note(Class::Write);
                 self.expect(Expect::Function);
                 server.pass(here);
@@ -107,11 +109,18 @@ impl Exchange {
                 }
                 server.pass(here);
             }
-            b'P' => self.parse(body, here, context, server, client)?,
-            b'B' => self.bind(body, head, here, context, server)?,
+            b'P' => {
+                self.ask_xid(context.server, server);
+                self.parse(body, here, context, server, client)?;
+            }
+            b'B' => {
+                self.ask_xid(context.server, server);
+                self.bind(body, head, here, context, server)?;
+            }
             b'D' => self.describe(body, here, context, server)?,
             b'C' => self.close(body, here, context, server, client)?,
             b'E' => {
+                self.ask_xid(context.server, server);
                 self.execute(body)?;
                 server.pass(here);
             }
@@ -137,6 +146,7 @@ impl Exchange {
             Err(_) => context.judge.route(body),
         };
         let effects = !route.effects.is_empty();
+        self.note_sent(&route);
         self.note(route.class);
         if effects && !self.ignoring {
             self.effects.push_back(Rc::new(route));
@@ -152,7 +162,9 @@ impl Exchange {
             if let Some((_, route)) = self.portals.iter().find(|(name, _)| **name == *portal)
                 && !self.ignoring
             {
-                self.effects.push_back(route.clone());
+                let route = route.clone();
+                self.note_sent(&route);
+                self.effects.push_back(route);
                 effects = true;
             }
         }

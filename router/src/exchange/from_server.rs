@@ -96,7 +96,7 @@ impl Exchange {
     /// Takes one answer; whether the client is to see it.
     fn answer(&mut self, head: Header, body: &[u8]) -> Result<bool, Desync> {
         let front = self.ring.front().copied();
-        let swallowed = front == Some(Expect::Injected);
+        let swallowed = matches!(front, Some(Expect::Injected | Expect::Xid { .. }));
         match head.tag {
             b'D' | b'd' | b'T' | b't' | b'V' | b'C' | b'I' | b's' | b'n' | b'1' | b'2' | b'3' | b'c' => {
                 self.in_order(head.tag, body, front)
@@ -113,7 +113,17 @@ impl Exchange {
                 self.copy_begins();
                 Ok(!swallowed)
             }
-            b'H' | b'N' | b'A' => Ok(!swallowed || head.tag == b'A'),
+            b'N' => {
+                // "canceling the wait for synchronous replication": by a shutdown, or by a request to cancel.
+                let waits = matches!(front, Some(Expect::Query { .. } | Expect::Execute { .. } | Expect::Sync));
+                let state = backend::sqlstate(body);
+                if waits && matches!(state, Some(b"57P01" | b"57014")) {
+                    self.wait_cancelled = true;
+                }
+                // Last words of a connection that the client does not lose.
+                Ok(!swallowed && !matches!(state, Some(b"57P01" | b"57P02")))
+            }
+            b'H' | b'A' => Ok(!swallowed || head.tag == b'A'),
             b'W' => {
                 self.streaming = true;
                 Ok(true)
@@ -142,6 +152,10 @@ impl Exchange {
             }
             (Expect::Query { .. }, b'D' | b'd' | b'T' | b'C' | b'I' | b'c') => (false, true),
             (Expect::Injected, b'D' | b'T' | b'C' | b'I') => (false, false),
+            (Expect::Xid { .. }, b'1' | b'2' | b'D' | b'C' | b'3') => {
+                self.hear_xid(tag, body);
+                (false, false)
+            }
             (Expect::Function, b'V') => (false, true),
             (Expect::Parse { wanted, named, .. }, b'1') => {
                 if named {
@@ -170,13 +184,15 @@ impl Exchange {
                 true
             }
             Some(Expect::Query { effects: false } | Expect::Function | Expect::Sync) => true,
-            Some(Expect::Injected) => false,
+            Some(Expect::Injected | Expect::Xid { .. }) => false,
             other => return Err(Desync(format!("ReadyForQuery came where {other:?} was due"))),
         };
         self.ring.pop_front();
         self.status = status;
+        self.xid_ready(matches!(front, Some(Expect::Xid { .. })));
         self.copy_in = false;
         if show {
+            self.wait_cancelled = false;
             self.state.ready(status);
             self.transaction_wrote = status != b'I' && (self.transaction_wrote || self.request_writes);
             self.request_writes &= !self.ring.is_empty();
@@ -195,7 +211,7 @@ impl Exchange {
             return Ok(false);
         }
         match front {
-            Some(Expect::Injected) => {}
+            Some(Expect::Injected | Expect::Xid { .. }) => {}
             // Only the first word of an answer can still be taken back.
             Some(_) if self.may_retry && !self.answered && self.refused.is_none() && self.status == b'I' => {
                 self.refused = refusal(&fields.sqlstate, &fields.message, routine(body));
@@ -205,6 +221,10 @@ impl Exchange {
         match front {
             Some(Expect::Injected) => {
                 self.injected_error.get_or_insert_with(|| body.to_vec());
+                return Ok(false);
+            }
+            Some(Expect::Xid { parsing }) => {
+                self.xid_failed(parsing);
                 return Ok(false);
             }
             Some(Expect::Query { .. } | Expect::Function | Expect::Sync) => {}

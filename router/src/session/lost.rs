@@ -1,8 +1,10 @@
 //! What becomes of a client whose server is gone: `routing::failover` decides, this says it in the protocol's words.
 
-use super::Session;
+use super::{After, Session, resolve};
+use crate::pool::Purpose;
 use crate::refusal::Refusal;
 use routing::failover::{Action, End, Lost, Request, Transaction, verdict};
+use routing::outcome::{InDoubt, Outcome};
 use std::time::{Duration, Instant};
 use wire::{backend, build};
 
@@ -10,9 +12,9 @@ use wire::{backend, build};
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 
 impl Session {
-    /// Takes in that the server is gone. Whether the client can be kept.
-    pub(super) fn server_lost(&mut self, why: &str) -> bool {
-        self.server = None;
+    /// Takes in that the server is gone.
+    pub(super) fn server_lost(&mut self, why: &str) -> After {
+        let server = self.server.take();
         if let Some((node, _)) = self.replica.take() {
             self.read_failed(node);
             self.primary_only = true;
@@ -21,6 +23,7 @@ impl Session {
         let fatal = self.exchange.take_fatal();
         let said = fatal.as_deref().map(backend::error_fields).unwrap_or_default();
         let end = match said.sqlstate.as_str() {
+            _ if self.exchange.wait_cancelled() => End::CommittedLocally,
             "57P01" => End::Terminated,
             "25006" | "57P03" => End::Refused,
             _ => End::Silent,
@@ -37,11 +40,14 @@ impl Session {
             pinned: self.exchange.state().is_pinned(),
             retries: self.retries,
             kept: self.keeping && !self.kept.is_empty(),
+            lone: self.exchange.is_lone_commit(),
+            failed: self.exchange.status() == b'E',
+            numbered: self.exchange.xid().is_some(),
         };
         let (action, rule) = verdict(&lost);
         tracing::info!(rule, ?action, ?lost, why, "a client's server was lost");
         if self.exchange.mid_message() {
-            return false;
+            return After::Gone;
         }
         let detail = if said.message.is_empty() { why.to_owned() } else { said.message };
         let in_transaction = lost.transaction != Transaction::None;
@@ -63,11 +69,68 @@ impl Session {
                 self.fail(&unknown.detail(format!("{detail} ({rule})")), false);
             }
             Action::RolledBack => {
-                self.exchange.answer_rollback(&mut self.outbox);
+                self.exchange.answer_end("ROLLBACK", &mut self.outbox);
                 self.exchange.server_lost(&mut self.statements);
             }
+            Action::Committed => self.committed(),
+            Action::Resolve => {
+                let epoch = server.as_ref().map(|server| server.slot.pool().key.purpose);
+                let life = server.and_then(|server| server.life.as_deref().map(str::to_owned));
+                if let (Some(Purpose::Write(epoch)), Some(xid)) = (epoch, self.exchange.xid()) {
+                    return After::InDoubt(InDoubt { xid, epoch, life });
+                }
+                let unknown = Refusal::outcome_unknown("the server was lost before it answered");
+                self.fail(&unknown.detail(format!("{detail} ({rule})")), false);
+            }
         }
+        After::Kept
+    }
+
+    /// Finds out what became of a COMMIT, and tells the client. `false`: the client left.
+    pub(super) async fn resolve(&mut self, doubt: &InDoubt) -> bool {
+        let (worker, entry) = (self.worker.clone(), self.entry.clone());
+        entry.waits.set(Some(Instant::now()));
+        let found = tokio::select! {
+            biased;
+            found = resolve::resolve(&worker, &entry.database, &entry.user, doubt) => Some(found),
+            () = crate::obtain::client_gone(&self.client) => None,
+        };
+        entry.waits.set(None);
+        tracing::info!(?doubt, ?found, "a commit without an answer was looked up");
+        let Some(found) = found else { return false };
+        self.tell(found, doubt.xid);
         true
+    }
+
+    fn tell(&mut self, found: Outcome, xid: u64) {
+        match found {
+            Outcome::Committed | Outcome::CommittedHere if self.exchange.is_lone_commit() => self.committed(),
+            Outcome::Committed | Outcome::CommittedHere => {
+                let unknown = Refusal::outcome_unknown("the answers of statements that were committed are lost");
+                self.fail(&unknown.detail(format!("transaction {xid} is committed (F-12)")), false);
+            }
+            Outcome::Aborted(why) => {
+                let lost = Refusal::transaction_lost("the server was lost before the transaction was committed");
+                self.fail(&lost.detail(format!("transaction {xid} is rolled back: {why} (F-12)")), false);
+            }
+            Outcome::Running | Outcome::Unknown(_) => {
+                let why = if let Outcome::Unknown(why) = found { why } else { "it still runs" };
+                let unknown = Refusal::outcome_unknown("the server was lost before it answered the COMMIT");
+                self.fail(&unknown.detail(format!("transaction {xid}: {why} (F-12)")), false);
+            }
+        }
+    }
+
+    /// Answers a COMMIT that the server did not answer.
+    fn committed(&mut self) {
+        self.exchange.answer_end("COMMIT", &mut self.outbox);
+        self.exchange.state_mut().committed_after_all();
+        let pinned = self.exchange.state().is_pinned();
+        self.exchange.server_lost(&mut self.statements);
+        if pinned {
+            let gone = Refusal::session_lost("the server that held this session's state was lost");
+            self.refuse_next(|out| gone.write("ERROR", out));
+        }
     }
 
     /// The server said that it is not the one to ask, and did nothing. The request is held until there is news of the

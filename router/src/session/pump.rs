@@ -93,6 +93,10 @@ impl Session {
         if blocked || self.outbox.len() > OUTBOX_BYTES_MAX {
             return Ok(false);
         }
+        // It keeps its server, which is about to be stopped: nothing new begins there.
+        if self.worker.holds() && self.server.is_some() && self.replica.is_none() && self.exchange.at_rest() {
+            return Ok(false);
+        }
         let kept = self.inbox.len();
         make_room(&mut scratch.input, kept);
         let mut read = 0;

@@ -72,29 +72,6 @@ async fn a_running_write_is_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_in_flight_is_never_called_undone() {
-    let mut server = Server::new();
-    // The commit waits for a replica that does not exist, so it can be met in flight. No other commit does.
-    server.sql("CREATE TABLE t (a int)");
-    server.sql("ALTER SYSTEM SET synchronous_commit = 'local'");
-    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    server.kill();
-    server.start();
-    let front = Front::before(&server, 2).await;
-    let client = front.client().await;
-    client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on; INSERT INTO t VALUES (1)").await.expect("begun");
-    let running = tokio::spawn(async move { (try_one(&client, "COMMIT").await, client) });
-    crate::harness::wait_for("the commit to wait", || {
-        server.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "1"
-    });
-    server.kill();
-    let (outcome, client) = running.await.expect("no panic");
-    assert_eq!(sqlstate(&outcome.expect_err("not answered")), "08007", "F-12");
-    server.start();
-    assert_eq!(one(&client, "SELECT 1").await, "1", "the connection lives");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_that_went_with_its_server_is_named_once() {
     let server = Server::new();
     let front = Front::before(&server, 2).await;

@@ -1,5 +1,6 @@
 //! The router before real servers.
 
+mod commits;
 mod console;
 mod harness;
 mod losses;

@@ -93,6 +93,10 @@ mod tests {
             lag_bytes: None,
             lag_ms: None,
             replayed: None,
+            id: model::NodeId(1),
+            timeline: None,
+            sample_age_ms: None,
+            started_at: None,
         }
     }
 
