@@ -44,7 +44,11 @@ impl Front {
             users.display()
         );
         std::fs::write(&file, text).expect("written");
-        let log = std::fs::File::create(room.path().join("log")).expect("a log");
+        let log = match std::env::var_os("STEMMA_FRONT_LOG") {
+            Some(path) => std::fs::File::options().append(true).create(true).open(path),
+            None => std::fs::File::create(room.path().join("log")),
+        };
+        let log = log.expect("a log");
         let process = Command::new(crate::program())
             .arg("--config")
             .arg(&file)

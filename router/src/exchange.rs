@@ -143,6 +143,8 @@ pub struct Exchange {
     fatal: Option<Vec<u8>>,
     /// Bytes of answers that were given to the client since the last request began.
     answered: bool,
+    /// The request that is answered now got something already; one that was sent behind it got nothing.
+    partly: bool,
     /// What statements do that are not answered yet, and how many parts of the first are done.
     effects: VecDeque<Rc<Route>>,
     parts_done: u32,
@@ -200,6 +202,7 @@ impl Exchange {
             injected_error: None,
             fatal: None,
             answered: false,
+            partly: false,
             effects: VecDeque::new(),
             parts_done: 0,
             portals: Vec::new(),
@@ -374,6 +377,11 @@ impl Exchange {
         self.answered
     }
 
+    /// Whether any answer to the request that is answered now has reached the client.
+    pub fn partly_answered(&self) -> bool {
+        self.partly
+    }
+
     /// Takes the settings that the server reported.
     pub fn take_reported(&mut self) -> Vec<Reported> {
         std::mem::take(&mut self.reported)
@@ -417,6 +425,7 @@ impl Exchange {
         self.status = b'I';
         self.injected_error = None;
         self.answered = false;
+        self.partly = false;
         self.request_writes = false;
         self.transaction_wrote = false;
         self.xid = xid::Xid::default();

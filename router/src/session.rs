@@ -404,6 +404,9 @@ impl Session {
         }
         self.retries = 0;
         self.held_until = None;
+        // What was answered is never sent again.
+        self.kept.clear();
+        self.keeping = self.server.is_some();
         if self.mode == PoolMode::Session || (self.unread && !self.leaving) || self.entry.cancels.get() > 0 {
             return;
         }

@@ -58,6 +58,7 @@ impl Exchange {
             let show = self.answer(head, &rest[HEADER_BYTES.min(here)..here])? && self.refused.is_none();
             if show {
                 self.answered = true;
+                self.partly = head.tag != b'Z';
                 client.pass(at..at + here);
             }
             self.server_skip = total - here;

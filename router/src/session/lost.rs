@@ -32,10 +32,16 @@ impl Session {
             Request::None if self.unread => Request::NotSent,
             other => other,
         };
+        let transaction = self.exchange.transaction();
+        // A COMMIT in a transaction is not sent again, so what was answered before it does not matter.
+        let answered = match (transaction, request) {
+            (Transaction::Clean | Transaction::Wrote, Request::Commit) => self.exchange.partly_answered(),
+            _ => self.exchange.answered(),
+        };
         let lost = Lost {
-            transaction: self.exchange.transaction(),
+            transaction,
             request,
-            answered: self.exchange.answered(),
+            answered,
             end,
             pinned: self.exchange.state().is_pinned(),
             retries: self.retries,
