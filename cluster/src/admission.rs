@@ -108,6 +108,8 @@ pub fn new_cluster(name: ClusterName, id: ClusterId, first: Member, settings: Se
         settings,
         settings_version: 1,
         settings_history: vec![change],
+        follow: None,
+        followers: BTreeMap::new(),
         tokens: BTreeMap::new(),
         operations: Vec::new(),
         history: Vec::new(),

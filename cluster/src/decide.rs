@@ -1,6 +1,7 @@
 //! What people ask for becomes a new state or a refusal with its reason and the next command. Pure: the keeper writes
 //! the new state by compare-and-set, and decides anew when that was lost; a dry run simply does not write.
 
+mod follow;
 mod nodes;
 mod primacy;
 
@@ -55,6 +56,12 @@ pub fn decide(
         }
         Command::RollbackSettings { version } => rollback_settings(state, *version, context),
         Command::CreateToken { role, ttl } => create_token(state, *role, *ttl, context),
+        Command::CreateFollowerToken { ttl } => follow::create_token(state, *ttl, context),
+        Command::ForgetFollower { name } => follow::forget(state, name, context),
+        Command::PromoteCluster { loss_bytes_max } => follow::promote(state, *loss_bytes_max, context),
+        Command::Switchover { .. } | Command::Failover { .. } if state.following().is_some() => {
+            Err(follow::no_primary(state))
+        }
         Command::RevokeToken { id } => revoke_token(state, id, context),
         Command::RemoveNode { node, force } => nodes::remove(state, node, *force, context),
         Command::SetNode { node, patch } => nodes::set(state, node, patch, context),

@@ -170,7 +170,7 @@ fn without_data(situation: &Situation<'_>, member: &Member) -> Desire {
     if !matches!(situation.process, Process::Stopped) {
         return Desire::Stop("its data directory is gone".into());
     }
-    if situation.state.rule.primary == member.id {
+    if situation.state.rule.primary == member.id && situation.state.following().is_none() {
         return match situation.state.identity.system_id {
             None => Desire::InitDb,
             // Never make a new database where one has been: that would be a silent wipe.
@@ -191,7 +191,8 @@ fn without_data(situation: &Situation<'_>, member: &Member) -> Desire {
 
 fn with_data(situation: &Situation<'_>, member: &Member, control: &Control) -> Desire {
     let state = situation.state;
-    let is_primary = state.rule.primary == member.id;
+    // In a standby cluster all are replicas, the leader too.
+    let is_primary = state.rule.primary == member.id && state.following().is_none();
     match state.identity.system_id {
         None if is_primary => {
             return Desire::RecordIdentity { system_id: control.system_id, major: control.major };

@@ -136,6 +136,8 @@ pub fn status(state: &ClusterState, silent: &[&str]) -> ClusterStatus {
         operation: None,
         paused: None,
         planned_switchover: None,
+        follow: None,
+        followers: Vec::new(),
         failover: None,
     }
 }

@@ -4,6 +4,7 @@
 //! command, and only the root of a chain of problems is reported.
 
 mod durability;
+mod follow;
 mod link;
 mod node;
 mod primacy;
@@ -34,6 +35,8 @@ pub struct Judge {
     since: BTreeMap<(&'static str, Option<NodeId>), Moment>,
     /// Where replay stands although there is more to apply, and since when; absent while there is nothing to apply.
     replay: BTreeMap<NodeId, (Lsn, Moment)>,
+    /// What was heard of the cluster that this one follows.
+    upstream: Option<follow::Heard>,
 }
 
 /// All that one judgement is made from.
@@ -57,6 +60,8 @@ pub(crate) enum PrimaryStanding {
     Unheard,
     /// Not yet made for the first time.
     Forming,
+    /// There is none: the cluster follows another one.
+    Follows,
     /// Not seen to accept writes.
     Down { why: String, next: String },
 }
@@ -65,7 +70,7 @@ impl PrimaryStanding {
     fn is_up(&self) -> bool {
         match self {
             PrimaryStanding::Up | PrimaryStanding::Unheard => true,
-            PrimaryStanding::Forming | PrimaryStanding::Down { .. } => false,
+            PrimaryStanding::Forming | PrimaryStanding::Follows | PrimaryStanding::Down { .. } => false,
         }
     }
 }
@@ -101,8 +106,8 @@ impl<'a> Scene<'a> {
             || self.silence(member.id).is_some_and(|silence| silence <= model::limits::KEEPER_SILENT_AFTER)
     }
     fn replicas(&self) -> impl Iterator<Item = &'a Member> {
-        let primary = self.state.rule.primary;
-        self.state.members.values().filter(move |member| !member.witness && member.id != primary)
+        let primary = Some(self.state.rule.primary).filter(|_| self.state.following().is_none());
+        self.state.members.values().filter(move |member| !member.witness && Some(member.id) != primary)
     }
     fn host(member: &Member) -> &str {
         member.api_address.rsplit_once(':').map_or(member.api_address.as_str(), |(host, _)| host)
@@ -120,7 +125,7 @@ pub(crate) struct Replication {
 impl Judge {
     /// A judge that speaks as `observer`.
     pub fn new(observer: NodeName) -> Judge {
-        Judge { observer, lag: LagTracker::default(), since: BTreeMap::new(), replay: BTreeMap::new() }
+        Judge { observer, lag: LagTracker::default(), since: BTreeMap::new(), replay: BTreeMap::new(), upstream: None }
     }
 
     /// Judges what is known at `now`. `wall` is the observer's civil time, used for clock offsets and certificates
@@ -141,13 +146,15 @@ impl Judge {
     ) -> ClusterStatus {
         let observer = self.observer.clone();
         let scene = Scene { now, wall, state, observed, consensus, salt, round_trips, observer: &observer };
+        follow::note(&mut self.upstream, &scene);
         let replication = self.replication(&scene);
         let standing = primary_standing(&scene, &replication);
         let durability = durability::judge(&scene, &replication, &standing);
         let found = problems::all(&scene, &replication, &standing, &durability);
         let nodes = node::all(&scene, &replication, &standing, &found);
         let verdict = verdict(&scene, &standing, &found);
-        let sentence = sentence(&scene, &standing, &durability, verdict);
+        let sentence = sentence(&scene, &standing, &durability, verdict, self.upstream.as_ref());
+        let follow = follow::status(&scene, self.upstream.as_ref());
         ClusterStatus {
             schema_version: SCHEMA_VERSION,
             cluster: state.identity.name.to_string(),
@@ -170,6 +177,8 @@ impl Judge {
             paused: primacy::paused(&scene),
             planned_switchover: primacy::planned(state),
             failover: primacy::in_progress(&scene),
+            follow,
+            followers: follow::followers(&scene),
         }
     }
 
@@ -181,7 +190,15 @@ impl Judge {
         {
             self.lag.observe_primary(primary, facts.timeline, written, seen.taken_at);
         }
-        let is_replica = |id: NodeId| id != primary && scene.state.members.contains_key(&id);
+        let follows = scene.state.following().is_some();
+        if follows
+            && let Some(seen) = scene.seen(primary)
+            && let Some(facts) = seen.sample.facts.as_ref().filter(|facts| facts.in_recovery)
+            && let Some(end) = facts.receiver.as_ref().and_then(|receiver| receiver.latest_end).max(facts.received)
+        {
+            self.lag.observe_primary(primary, facts.timeline, end, seen.taken_at);
+        }
+        let is_replica = |id: NodeId| (id != primary || follows) && scene.state.members.contains_key(&id);
         self.lag.retain(is_replica);
         self.replay.retain(|id, _| is_replica(*id));
         let mut judged = Replication { links: BTreeMap::new(), lags: BTreeMap::new(), frozen: BTreeMap::new() };
@@ -246,6 +263,9 @@ fn primary_standing(scene: &Scene<'_>, replication: &Replication) -> PrimaryStan
         return down("the rule names no member as primary".into(), "stemma status on another node".into());
     };
     let forming = scene.state.identity.system_id.is_none() || primary.stage == Stage::Joining;
+    if scene.state.following().is_some() {
+        return if forming { PrimaryStanding::Forming } else { PrimaryStanding::Follows };
+    }
     let (name, host) = (&primary.name, Scene::host(primary));
     let Some(seen) = scene.current(primary.id) else {
         let fed = |member: &Member| {
@@ -311,9 +331,13 @@ fn verdict(scene: &Scene<'_>, standing: &PrimaryStanding, found: &[Found]) -> Ve
         PrimaryStanding::Down { .. } => Verdict::Down,
         PrimaryStanding::Forming if worst < Some(Severity::Warning) => Verdict::Forming,
         PrimaryStanding::Forming => Verdict::Down,
-        PrimaryStanding::Up | PrimaryStanding::Unheard if worst >= Some(Severity::Warning) => Verdict::Degraded,
-        PrimaryStanding::Up | PrimaryStanding::Unheard if joins => Verdict::Forming,
-        PrimaryStanding::Up | PrimaryStanding::Unheard => Verdict::Healthy,
+        PrimaryStanding::Up | PrimaryStanding::Unheard | PrimaryStanding::Follows
+            if worst >= Some(Severity::Warning) =>
+        {
+            Verdict::Degraded
+        }
+        PrimaryStanding::Up | PrimaryStanding::Unheard | PrimaryStanding::Follows if joins => Verdict::Forming,
+        PrimaryStanding::Up | PrimaryStanding::Unheard | PrimaryStanding::Follows => Verdict::Healthy,
     }
 }
 
@@ -329,7 +353,13 @@ fn in_the_making<'a>(scene: &Scene<'a>) -> Vec<&'a Member> {
 }
 
 /// The first line that people read: how many failures are survived, and what would be lost.
-fn sentence(scene: &Scene<'_>, standing: &PrimaryStanding, durability: &Durability, verdict: Verdict) -> String {
+fn sentence(
+    scene: &Scene<'_>,
+    standing: &PrimaryStanding,
+    durability: &Durability,
+    verdict: Verdict,
+    upstream: Option<&follow::Heard>,
+) -> String {
     let name = scene.state.primary().map_or("?", |member| member.name.as_str());
     let joining = || in_the_making(scene).iter().map(|member| member.name.to_string()).collect::<Vec<_>>().join(", ");
     let failures = match durability.failures_tolerated {
@@ -342,9 +372,10 @@ fn sentence(scene: &Scene<'_>, standing: &PrimaryStanding, durability: &Durabili
         (PrimaryStanding::Down { .. }, Some(change)) => format!("the primary is being changed: {change}"),
         (PrimaryStanding::Down { why, .. }, None) => format!("takes no writes: primary {name} is down: {why}"),
         (PrimaryStanding::Forming, _) => format!("the first server is being made on {name}"),
+        (PrimaryStanding::Follows, _) => follow::sentence(scene, upstream).unwrap_or_default(),
         (PrimaryStanding::Up | PrimaryStanding::Unheard, _) => format!("{failures} · {}", durability.sentence),
     };
-    if verdict == Verdict::Forming && standing.is_up() {
+    if verdict == Verdict::Forming && !matches!(standing, PrimaryStanding::Forming) {
         text = format!("{} being built · {text}", joining());
     }
     if let Some(doubt) = doubt(scene) {

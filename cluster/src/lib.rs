@@ -7,6 +7,7 @@ pub mod consensus_group;
 pub mod decide;
 pub mod desire;
 pub mod failover;
+pub mod follow;
 pub mod history;
 pub mod judge;
 pub mod lag;

@@ -3,12 +3,15 @@
 //! A stranger that guesses an `application_name` could acknowledge commits, so that name carries a keyed part. Slot
 //! names carry none: a slot gives nobody the right to acknowledge.
 
+use model::follow::Follower;
 use model::{Member, NodeId};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// Beginning of every name of ours.
 const PREFIX: &str = "stemma_";
+/// More of a cluster's name does not fit beside the rest.
+const FOLLOWER_NAME_MAX: usize = 30;
 
 /// SHA-256 in lower-case hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {
@@ -26,6 +29,19 @@ pub fn application_name(salt: &str, member: &Member) -> String {
 /// the same name. Slot names allow no `-`.
 pub fn slot_name(member: &Member) -> String {
     format!("{PREFIX}{}_{}", member.name.as_str().replace('-', "_"), member.id)
+}
+
+/// The slot that a cluster which follows this one uses on each of its servers.
+pub fn follower_slot(follower: &Follower) -> String {
+    let name: String = follower.name.as_str().replace('-', "_").chars().take(FOLLOWER_NAME_MAX).collect();
+    format!("{PREFIX}f_{name}_{}", follower.id)
+}
+
+/// The `application_name` of its leader's receiver. It is no member's, so it never acknowledges a commit.
+pub fn follower_application_name(salt: &str, follower: &Follower) -> String {
+    let keyed = sha256_hex(format!("{salt}\0follower\0{}", follower.id).as_bytes());
+    let name: String = follower.name.as_str().chars().take(FOLLOWER_NAME_MAX).collect();
+    format!("{PREFIX}follower_{name}_{}", &keyed[..8])
 }
 
 /// The member whose receiver has this name. PostgreSQL compares these names without regard to case.

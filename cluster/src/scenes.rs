@@ -75,6 +75,8 @@ pub fn state(data: u64) -> ClusterState {
         settings: Settings::default(),
         settings_version: 1,
         settings_history: vec![],
+        follow: None,
+        followers: BTreeMap::new(),
         tokens: BTreeMap::new(),
         operations: vec![],
         history: vec![],

@@ -1,7 +1,8 @@
 //! Physical slots: every node keeps log for every other data member, so that any of them can feed any other after a
 //! change of roles. A slot that nobody uses holds back log until the disk is full, so each has an end.
 
-use crate::naming::{is_our_slot, slot_name};
+use crate::naming::{follower_slot, is_our_slot, slot_name};
+use model::follow::Follower;
 use model::limits::SAMPLE_STALE_AFTER;
 use model::names::NodeId;
 use model::observe::{Observed, ServerFacts, Slot};
@@ -48,8 +49,10 @@ pub fn plan(
         .filter(|member| member.id != me && !member.witness && member.stage != Stage::Leaving)
         .map(|member| (slot_name(member), member))
         .collect();
+    let followers: BTreeMap<String, &Follower> =
+        state.followers.values().map(|follower| (follower_slot(follower), follower)).collect();
     let present: BTreeMap<&str, &Slot> = facts.slots.iter().map(|slot| (slot.name.as_str(), slot)).collect();
-    let dropped = drops(&wanted, facts, observed, settings, now, &mut steps);
+    let dropped = drops(&wanted, &followers, facts, observed, settings, now, &mut steps);
     for (name, member) in &wanted {
         let seen = observed.get(&member.id);
         match present.get(name.as_str()) {
@@ -62,12 +65,33 @@ pub fn plan(
             Some(slot) => steps.extend(advance(slot, facts, seen)),
         }
     }
+    let primary = observed.get(&state.rule.primary).filter(|_| state.rule.primary != me);
+    let primary = primary.and_then(|seen| seen.sample.facts.as_ref());
+    for name in followers.keys() {
+        match present.get(name.as_str()) {
+            None => steps.push(SlotStep::Create(name.clone())),
+            Some(slot) if slot.active || dropped.contains(name.as_str()) => {}
+            Some(slot) => steps.extend(primary.and_then(|primary| advance_like(slot, facts, primary))),
+        }
+    }
     steps
+}
+
+/// A follower streams from the primary only: the others keep log for it from where the primary does.
+fn advance_like(slot: &Slot, facts: &ServerFacts, primary: &ServerFacts) -> Option<SlotStep> {
+    if primary.timeline != facts.timeline || primary.system_id != facts.system_id || primary.in_recovery {
+        return None;
+    }
+    let theirs = primary.slots.iter().find(|theirs| theirs.name == slot.name)?.restart?;
+    let here = if facts.in_recovery { facts.replayed } else { facts.written }?;
+    let (to, from) = (theirs.min(here), slot.restart?);
+    (to.lag_of(from).0 >= ADVANCE_MIN_BYTES).then(|| SlotStep::Advance(slot.name.clone(), to))
 }
 
 /// Adds the drops to `steps` and returns the names.
 fn drops<'a>(
     wanted: &BTreeMap<String, &Member>,
+    followers: &BTreeMap<String, &Follower>,
     facts: &'a ServerFacts,
     observed: &BTreeMap<NodeId, Observed>,
     settings: &Settings,
@@ -83,7 +107,10 @@ fn drops<'a>(
     let mut dropped = BTreeSet::new();
     for slot in idle {
         let because = match wanted.get(&slot.name) {
-            None => Some("it belongs to no other member".to_owned()),
+            None => match followers.get(&slot.name) {
+                Some(follower) => outgrown(slot, follower, settings),
+                None => Some("it belongs to no other member".to_owned()),
+            },
             Some(member) => outlived(slot, member, observed.get(&member.id), settings, now),
         };
         if let Some(because) = because {
@@ -111,6 +138,18 @@ fn outlived(slot: &Slot, member: &Member, seen: Option<&Observed>, settings: &Se
     (silent > SAMPLE_STALE_AFTER && kept > settings.slot_retention_size.0).then(|| {
         let bound = settings.slot_retention_size;
         format!("{} is silent and its slot keeps {kept} bytes, more than slot_retention_size = {bound}", member.name)
+    })
+}
+
+/// Why the idle slot of a follower has to go, if it has to. It is made anew at once: what was lost is copied again.
+fn outgrown(slot: &Slot, follower: &Follower, settings: &Settings) -> Option<String> {
+    let name = &follower.name;
+    if slot.wal_status.as_deref() == Some("lost") {
+        return Some(format!("the log that cluster {name} needs is already gone; the slot is made anew"));
+    }
+    let (kept, bound) = (slot.retained_bytes.unwrap_or(0), settings.slot_retention_size);
+    (kept > bound.0).then(|| {
+        format!("cluster {name} is away and its slot keeps {kept} bytes, more than slot_retention_size = {bound}")
     })
 }
 

@@ -64,6 +64,7 @@ pub fn create(
         created_by: actor.name.clone(),
         created_at: now,
         used_by: None,
+        follower: false,
     };
     if state.tokens.contains_key(&token.id) {
         // 48 random bits met twice. Overwriting would revoke somebody's token.
@@ -82,6 +83,21 @@ fn prune(state: &mut ClusterState, now: WallTime) {
         let Some((_, oldest)) = used.min() else { return };
         state.tokens.remove(&oldest);
     }
+}
+
+/// Adds a token that lets another cluster follow this one.
+pub fn create_follower(
+    state: &mut ClusterState,
+    ttl: Millis,
+    random: &[u8; 32],
+    actor: &Actor,
+    now: WallTime,
+) -> Result<NewToken, Trouble> {
+    let token = create(state, Role::Replica, ttl, random, actor, now)?;
+    if let Some(record) = state.tokens.get_mut(&token.id) {
+        record.follower = true;
+    }
+    Ok(token)
 }
 
 /// Takes a token back.
@@ -136,8 +152,35 @@ pub(crate) fn check(
     if token.expires_at <= now {
         return refused(format!("join token `{shown}` has expired"));
     }
+    if token.follower {
+        return refused(format!("token `{shown}` lets another cluster follow this one; it admits no node"));
+    }
     if token.role != role {
         return refused(format!("join token `{shown}` admits a {}, not a {role}", token.role));
     }
     Ok(Admission::New)
+}
+
+/// Whether a token (id, secret) lets the holder of a key follow: `Some` with the follower's number when the same key used it
+/// before.
+pub(crate) fn check_follower(
+    state: &ClusterState,
+    (id, secret): (&str, &str),
+    key_fingerprint: &str,
+    now: WallTime,
+) -> Result<Option<model::NodeId>, Trouble> {
+    let refused = |reason: String| {
+        Err(Trouble::token_refused(reason, "make a new one with `stemma token create --role follower` in that cluster"))
+    };
+    let shown: String = id.chars().take(40).collect();
+    let known = state.tokens.get(id).filter(|token| token.secret_sha256 == sha256_hex(secret.as_bytes()));
+    let Some(token) = known.filter(|token| token.follower) else {
+        return refused(format!("token `{shown}` is not known: mistyped, revoked, expired, or not for following"));
+    };
+    match &token.used_by {
+        Some(used) if used.key_fingerprint == key_fingerprint => Ok(Some(used.node)),
+        Some(_) => refused(format!("token `{shown}` was used already")),
+        None if token.expires_at <= now => refused(format!("token `{shown}` has expired")),
+        None => Ok(None),
+    }
 }

@@ -5,6 +5,7 @@
 
 mod events;
 mod failover_metrics;
+mod follow;
 pub mod health;
 pub mod metrics;
 mod patroni;

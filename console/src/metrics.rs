@@ -84,6 +84,7 @@ pub(crate) async fn metrics(
     };
     let mut body = render(backend.as_ref(), native_wanted, patroni_wanted);
     if native_wanted {
+        body.push_str(&crate::follow::metrics(&backend.status()));
         body.push_str(&counted.text(backend.state().as_deref(), &backend.node(), backend.sample().as_deref()));
     }
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response())

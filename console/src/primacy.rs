@@ -36,7 +36,7 @@ pub(crate) struct SwitchoverBody {
 }
 
 /// A change that was begun is told with the place to look.
-fn answer(outcome: Outcome) -> Response {
+pub(crate) fn answer(outcome: Outcome) -> Response {
     match outcome.failover.clone() {
         Some(id) => {
             (StatusCode::ACCEPTED, [(header::LOCATION, format!("/v1/failovers/{id}"))], Json(outcome)).into_response()
@@ -93,7 +93,7 @@ pub(crate) struct FailoverBody {
     accept_data_loss: Option<String>,
 }
 
-fn parse_loss(text: &str) -> Result<u64, Trouble> {
+pub(crate) fn parse_loss(text: &str) -> Result<u64, Trouble> {
     match text {
         "unknown" => Ok(u64::MAX),
         size => size.parse::<Size>().map(|size| size.0).map_err(|fault| {

@@ -3,7 +3,7 @@
 
 use crate::failover_metrics::Counted;
 use crate::problem::Refusal;
-use crate::{Backend, Shared, events, health, metrics, patroni, primacy, replication, v1};
+use crate::{Backend, Shared, events, follow, health, metrics, patroni, primacy, replication, v1};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
@@ -94,6 +94,8 @@ pub(crate) fn routes() -> Described {
         .routes(routes!(v1::tokens, v1::token_create))
         .routes(routes!(v1::token_revoke))
         .routes(routes!(primacy::switchover, primacy::switchover_cancel))
+        .routes(routes!(follow::promote))
+        .routes(routes!(follow::forget))
         .routes(routes!(primacy::failover))
         .routes(routes!(primacy::pause))
         .routes(routes!(primacy::resume))

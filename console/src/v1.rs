@@ -307,12 +307,37 @@ pub(crate) async fn history(State(backend): State<Shared>, uri: Uri) -> Answer<H
     Ok(Json(History { events: state.history.iter().filter(|event| event.seq > since).cloned().collect() }))
 }
 
+/// What a token admits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TokenRole {
+    /// A node with a copy.
+    Replica,
+    /// A node that votes.
+    Witness,
+    /// Refused with a reason: which node is primary is decided after it joined.
+    Primary,
+    /// A cluster that follows this one.
+    Follower,
+}
+
+impl TokenRole {
+    fn of(token: &model::state::TokenRecord) -> TokenRole {
+        match token.role {
+            _ if token.follower => TokenRole::Follower,
+            Role::Replica => TokenRole::Replica,
+            Role::Witness => TokenRole::Witness,
+            Role::Primary => TokenRole::Primary,
+        }
+    }
+}
+
 /// A token, without anything that could be used.
 #[derive(Serialize, utoipa::ToSchema)]
 pub(crate) struct TokenRow {
     id: String,
     #[schema(value_type = String)]
-    role: Role,
+    role: TokenRole,
     #[schema(value_type = i64)]
     expires_at: WallTime,
     created_by: String,
@@ -336,7 +361,7 @@ pub(crate) async fn tokens(State(backend): State<Shared>) -> Answer<Tokens> {
     let state = known_state(&backend)?;
     let row = |token: &model::state::TokenRecord| TokenRow {
         id: token.id.clone(),
-        role: token.role,
+        role: TokenRole::of(token),
         expires_at: token.expires_at,
         created_by: token.created_by.clone(),
         created_at: token.created_at,
@@ -349,9 +374,9 @@ pub(crate) async fn tokens(State(backend): State<Shared>) -> Answer<Tokens> {
 #[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenBody {
-    /// The role it admits: `replica` or `witness`.
+    /// What it admits: `replica`, `witness`, or `follower` for a whole cluster that follows this one.
     #[schema(value_type = String)]
-    role: Role,
+    role: TokenRole,
     /// How long it lives, in milliseconds; an hour if absent.
     #[serde(default = "ttl_default")]
     #[schema(value_type = Option<u64>)]
@@ -372,7 +397,13 @@ pub(crate) async fn token_create(
     dry_run: DryRun,
     Body(body): Body<TokenBody>,
 ) -> Result<Response, Refusal> {
-    let command = Command::CreateToken { role: body.role, ttl: body.ttl };
+    let ttl = body.ttl;
+    let command = match body.role {
+        TokenRole::Replica => Command::CreateToken { role: Role::Replica, ttl },
+        TokenRole::Witness => Command::CreateToken { role: Role::Witness, ttl },
+        TokenRole::Primary => Command::CreateToken { role: Role::Primary, ttl },
+        TokenRole::Follower => Command::CreateFollowerToken { ttl },
+    };
     let mut response = carry_out(&backend, command, caller, dry_run).await?;
     response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     Ok(response)

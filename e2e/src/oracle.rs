@@ -104,6 +104,10 @@ impl Oracle {
     pub fn count(&self) -> usize {
         self.shared.lock().acknowledged.len()
     }
+    /// The ids acknowledged so far.
+    pub fn acknowledged(&self) -> BTreeSet<i64> {
+        self.shared.lock().acknowledged.clone()
+    }
     /// Writes that ended without an answer.
     pub fn unanswered(&self) -> u64 {
         self.shared.lock().unanswered

@@ -7,6 +7,7 @@ mod configure;
 mod operate;
 mod primacy;
 mod serve;
+mod upstream;
 
 pub(crate) use configure::server_files_dir;
 pub(crate) use serve::has_stopped;
@@ -115,6 +116,7 @@ pub struct Driver {
     part: primacy::Part,
     /// Since when a stopped copy has had nobody to follow.
     lonely_since: Option<Moment>,
+    following: upstream::Following,
 }
 
 /// Everything a turn works with.
@@ -169,6 +171,7 @@ impl Driver {
             clone_error: None,
             part,
             lonely_since: None,
+            following: upstream::Following::new(now),
             parts,
         })
     }
@@ -273,7 +276,9 @@ impl Driver {
         self.reap(&turn).await?;
         let sample = self.parts.observations.own().filter(|sample| sample.seq >= self.wait_sample);
         let facts = sample.as_deref().and_then(running_facts);
-        match self.primacy(&turn, facts).await? {
+        let follows = turn.state.value.following().is_some();
+        let looked = if follows { self.following(&turn, facts).await } else { self.primacy(&turn, facts).await };
+        match looked? {
             Primacy::Acted => {
                 self.sample_again();
                 return Ok(true);
@@ -302,8 +307,8 @@ impl Driver {
             reinit_begun: self.reinit_begun,
             lineage: self.lineage.clone(),
             upstream_ready,
-            starved: turn.now.since(self.receiver_seen_at) > STARVED_AFTER && self.primary_answers(&turn),
-            ahead: facts.is_some_and(|facts| self.ahead_of_primary(&turn, facts)),
+            starved: !follows && turn.now.since(self.receiver_seen_at) > STARVED_AFTER && self.primary_answers(&turn),
+            ahead: !follows && facts.is_some_and(|facts| self.ahead_of_primary(&turn, facts)),
         });
         self.fulfil(wanted, &turn, facts, stop).await
     }
@@ -479,6 +484,9 @@ impl Driver {
 
     /// Nobody serves whom this node could follow. A copy is started all the same, so that it can be read.
     async fn start_alone(&mut self, role: Role, turn: &Turn) -> Result<bool, Trouble> {
+        if turn.state.value.following().is_some() {
+            return self.start(role, turn).await;
+        }
         let lonely = *self.lonely_since.get_or_insert(turn.now);
         if role == Role::Replica && turn.now.since(lonely) >= LONELY_PATIENCE {
             self.part.follow = None;

@@ -10,8 +10,10 @@ use crate::identity::{ConsensusChoice, IdentityContent, IdentityFiles, NodeIdent
 use crate::mesh;
 use crate::node_config::NodeConfig;
 use crate::pki;
-use crate::token::JoinToken;
+use crate::token::{FollowToken, JoinToken};
 use cluster::admission::{self, JoinAnswer, JoinRequest};
+use cluster::follow::{FollowAnswer, FollowRequest};
+use model::follow::{Follow, UpstreamSecrets};
 use model::state::{Member, Secrets, Stage};
 use model::units::Millis;
 use model::{ClusterId, ClusterName, ClusterState, NodeId, NodeName, ReplicaKind, Role, Settings, Trouble};
@@ -172,6 +174,77 @@ fn hosts(config: &NodeConfig) -> Vec<String> {
 
 /// Makes a new cluster with this node as its first. Writes files only; `stemma run` then builds the database.
 pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Trouble> {
+    make(config, options, new_cluster_id()?, None)
+}
+
+fn new_cluster_id() -> Result<ClusterId, Trouble> {
+    Ok(ClusterId(uuid::Builder::from_random_bytes(random::<16>()?).into_uuid().to_string()))
+}
+
+/// What is kept between asking to follow and having an answer.
+#[derive(Serialize, Deserialize)]
+struct Asking {
+    cluster_id: ClusterId,
+    key_pem: String,
+    csr_pem: String,
+}
+
+/// Makes a new cluster, with this node as its first, that follows the one that made the token. Writes files only;
+/// `stemma run` then copies the database.
+pub async fn follow(
+    config: &NodeConfig,
+    token: &FollowToken,
+    options: InitOptions,
+    server_major: u32,
+) -> Result<(Enrolled, Follow), Trouble> {
+    refuse_if_enrolled(config)?;
+    let kept = config.state_dir.join("follow.key");
+    let asking = match files::read_private(&kept)? {
+        Some(bytes) => serde_json::from_slice::<Asking>(&bytes).map_err(|error| {
+            Trouble::internal("the kept key is unreadable", "remove follow.key and try again").because(error)
+        })?,
+        None => {
+            let (key_pem, csr_pem) = pki::make_key_and_csr(&config.name);
+            let asking = Asking { cluster_id: new_cluster_id()?, key_pem, csr_pem };
+            let body = serde_json::to_vec(&asking)
+                .map_err(|error| Trouble::internal("the key cannot be written", "").because(error))?;
+            files::write_private(&kept, &body)?;
+            asking
+        }
+    };
+    let request = FollowRequest {
+        token_id: token.0.id.clone(),
+        token_secret: token.0.secret.clone(),
+        name: options.cluster.clone(),
+        cluster_id: asking.cluster_id.clone(),
+        key_fingerprint: pki::key_fingerprint_of_csr(&asking.csr_pem)?,
+        csr_pem: asking.csr_pem,
+        server_major,
+    };
+    let body = serde_json::to_vec(&request)
+        .map_err(|error| Trouble::internal("the request to follow cannot be written", "").because(error))?;
+    let kind = mesh::RequestKind::Follow;
+    let answer = mesh::call_as_stranger(&token.0.addresses, &token.0.ca_sha256, kind, body, JOIN_TIMEOUT).await?;
+    let answer: FollowAnswer = serde_json::from_slice(&answer).map_err(|error| {
+        Trouble::internal("the answer to follow was not understood", "are the versions alike?").because(error)
+    })?;
+    let follow = answer.follow.clone();
+    let upstream = UpstreamSecrets {
+        certificate_pem: answer.certificate_pem.clone(),
+        key_pem: asking.key_pem,
+        ca_pem: answer.ca_pem.clone(),
+    };
+    let enrolled = make(config, options, asking.cluster_id, Some((answer, upstream)))?;
+    files::remove_file(&kept)?;
+    Ok((enrolled, follow))
+}
+
+fn make(
+    config: &NodeConfig,
+    options: InitOptions,
+    cluster_id: ClusterId,
+    standby: Option<(FollowAnswer, UpstreamSecrets)>,
+) -> Result<Enrolled, Trouble> {
     let identity = refuse_if_enrolled(config)?;
     failpoint::pass("init.begun");
     if config.postgresql.is_none() {
@@ -182,11 +255,14 @@ pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Troub
     }
     let now = clock::wall();
     let seed = random::<32>()?;
-    let cluster_id = ClusterId(uuid::Builder::from_random_bytes(random::<16>()?).into_uuid().to_string());
-    let passwords = match options.adopt {
+    let mut passwords = match options.adopt {
         Some(adopted) => adopted.passwords,
         None => new_passwords()?,
     };
+    if standby.is_some() {
+        // The owner of the database that is copied has this one.
+        passwords.postgres = String::new();
+    }
     let (ca_certificate, ca_key) = pki::make_ca(&options.cluster, &cluster_id);
     let secrets = Secrets {
         ca_certificates: vec![ca_certificate],
@@ -195,6 +271,7 @@ pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Troub
         replication_password: passwords.replication,
         postgres_password: passwords.postgres,
         name_salt: seed.iter().map(|byte| format!("{byte:02x}")).collect(),
+        upstream: standby.as_ref().map(|(_, upstream)| upstream.clone()),
     };
     let id = NodeId(1);
     let (key_pem, csr_pem) = pki::make_key_and_csr(&config.name);
@@ -202,7 +279,10 @@ pub fn init(config: &NodeConfig, options: InitOptions) -> Result<Enrolled, Troub
     let first = member(config, id, fingerprint, options.priority);
     let certificate =
         pki::sign(&secrets, &cluster_id, &csr_pem, id, &config.name, &hosts(config), CERTIFICATE_LIFE, now)?;
-    let state = admission::new_cluster(options.cluster.clone(), cluster_id.clone(), first, options.settings, now);
+    let mut state = admission::new_cluster(options.cluster.clone(), cluster_id.clone(), first, options.settings, now);
+    if let Some((answer, _)) = standby {
+        cluster::follow::begin(&mut state, answer.follow, answer.system_id, answer.major, now);
+    }
     let bootstrap = serde_json::to_vec(&Bootstrap { state, secrets: secrets.clone() })
         .map_err(|error| Trouble::internal("bootstrap cannot be written", "").because(error))?;
     files::write_private(&bootstrap_file(config), &bootstrap)?;
@@ -298,7 +378,8 @@ pub async fn join(
     };
     let body = serde_json::to_vec(&request)
         .map_err(|error| Trouble::internal("join request cannot be written", "").because(error))?;
-    let answer = mesh::call_as_stranger(&token.addresses, &token.ca_sha256, body, JOIN_TIMEOUT).await?;
+    let kind = mesh::RequestKind::Join;
+    let answer = mesh::call_as_stranger(&token.addresses, &token.ca_sha256, kind, body, JOIN_TIMEOUT).await?;
     failpoint::pass("join.answered");
     let answer: JoinAnswer = serde_json::from_slice(&answer).map_err(|error| {
         Trouble::internal("the answer to the join was not understood", "are the versions alike?").because(error)

@@ -40,7 +40,7 @@ pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often connections are looked at again without being told to, so that expired certificates do not go on.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What a request is about. Strangers may only `Join`.
+/// What a request is about. Strangers may only `Join` and `Follow`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RequestKind {
     /// For the consensus store.
@@ -49,6 +49,8 @@ pub enum RequestKind {
     Join,
     /// Keeper to keeper.
     Control,
+    /// To follow as a whole cluster.
+    Follow,
 }
 
 /// Who sent a request.

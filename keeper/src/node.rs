@@ -1,6 +1,7 @@
 //! One keeper, assembled: mesh, consensus, sampler, judge and driver, and the answers it gives to people and peers.
 
 mod certificates;
+mod followers;
 mod group;
 mod planned;
 mod service;
@@ -20,7 +21,7 @@ use crate::observations::Observations;
 use crate::pki::{self, TlsContext};
 use crate::sampler::{self, Sampler};
 use crate::store::{CLUSTER_KEY, SECRETS_KEY, Store};
-use crate::token::JoinToken;
+use crate::token::{FollowToken, JoinToken};
 use cluster::decide::{self, Context};
 use consensus::Consensus;
 use consensus::embedded::{Embedded, EmbeddedConfig, Timing};
@@ -428,19 +429,25 @@ impl Keeper {
             // Who looks at the status after the answer must not be shown the cluster of before.
             self.observations.judged_from(self.store.state().map_or(0, |state| state.version)).await;
         }
-        if let (Some(pair), Command::CreateToken { role, .. }) = (outcome.token.take(), &command) {
+        let made = match &command {
+            Command::CreateToken { role, .. } => Some((*role, false)),
+            Command::CreateFollowerToken { .. } => Some((model::Role::Replica, true)),
+            _other_commands_make_none => None,
+        };
+        if let (Some(pair), Some((role, follower))) = (outcome.token.take(), made) {
             let (id, secret) = pair
                 .split_once('.')
                 .ok_or_else(|| Trouble::internal("the new token has no secret", "report this defect"))?;
             let token = JoinToken {
                 id: id.to_owned(),
                 secret: secret.to_owned(),
-                role: *role,
+                role,
                 ca_sha256,
                 addresses,
                 cluster: self.identity.cluster.clone(),
             };
-            outcome.token = (!dry_run).then(|| token.to_string());
+            let text = if follower { FollowToken(token).to_string() } else { token.to_string() };
+            outcome.token = (!dry_run).then_some(text);
         }
         Ok(outcome)
     }

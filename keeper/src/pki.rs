@@ -11,12 +11,14 @@ mod server_files;
 mod verify;
 
 pub use context::TlsContext;
+pub(crate) use context::upstream_client;
 pub use issue::{
     PeerIdentity, ca_sha256, client_identity_from_cert, csr_for_key, identity_uri, key_fingerprint_of_cert,
-    key_fingerprint_of_csr, make_ca, make_key_and_csr, server_name, sign,
+    key_fingerprint_of_csr, make_ca, make_key_and_csr, server_name, sign, sign_follower,
 };
 pub use refusal::handshake_trouble;
 pub(crate) use refusal::tls_trouble;
+pub(crate) use server_files::write_private_if_other;
 pub use server_files::write_server_files;
 pub(crate) use verify::pinned_client;
 

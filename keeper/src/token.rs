@@ -12,6 +12,8 @@ use std::fmt;
 use std::str::FromStr;
 
 const PREFIX: &str = "stemma1.";
+/// Of tokens that let a whole cluster follow.
+const FOLLOW_PREFIX: &str = "stemmaf1.";
 const CHECKSUM_BYTES: usize = 8;
 /// More than the addresses of the largest cluster take.
 const TOKEN_CHARS_MAX: usize = 16 << 10;
@@ -42,43 +44,81 @@ impl fmt::Debug for JoinToken {
 
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut payload = postcard::to_stdvec(self).map_err(|_| fmt::Error)?;
-        let sum = checksum(&payload);
-        payload.extend_from_slice(&sum);
-        write!(f, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(payload))
+        write!(f, "{}", encode(PREFIX, self)?)
     }
+}
+
+/// A token that lets another cluster follow the one that made it. Its role says nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FollowToken(pub JoinToken);
+
+impl fmt::Display for FollowToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", encode(FOLLOW_PREFIX, &self.0)?)
+    }
+}
+
+impl FromStr for FollowToken {
+    type Err = Trouble;
+
+    fn from_str(text: &str) -> Result<FollowToken, Trouble> {
+        if text.trim().starts_with(PREFIX) {
+            return Err(Trouble::token_refused(
+                "the token admits a node; it does not let a cluster follow",
+                "make one for following in the other cluster: stemma token create --role follower",
+            ));
+        }
+        decode(FOLLOW_PREFIX, text).map(FollowToken)
+    }
+}
+
+fn encode(prefix: &str, token: &JoinToken) -> Result<String, fmt::Error> {
+    let mut payload = postcard::to_stdvec(token).map_err(|_| fmt::Error)?;
+    let sum = checksum(prefix, &payload);
+    payload.extend_from_slice(&sum);
+    Ok(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(payload)))
 }
 
 impl FromStr for JoinToken {
     type Err = Trouble;
 
     fn from_str(text: &str) -> Result<JoinToken, Trouble> {
-        let text = text.trim();
-        let Some(encoded) = text.strip_prefix(PREFIX) else {
-            return Err(refused(format!("the token does not begin with `{PREFIX}`")));
-        };
-        if text.len() > TOKEN_CHARS_MAX {
-            return Err(refused(format!("the token has {} characters, more than any real one", text.len())));
+        if text.trim().starts_with(FOLLOW_PREFIX) {
+            return Err(Trouble::token_refused(
+                "the token lets a cluster follow; it admits no node",
+                "use it with `stemma cluster follow`, or make one for a node: stemma token create",
+            ));
         }
-        let bytes = URL_SAFE_NO_PAD
-            .decode(encoded)
-            .map_err(|_| refused("the token holds characters that no token has, or was cut short".into()))?;
-        let Some((payload, sum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
-            return Err(refused("the token was cut short".into()));
-        };
-        if *sum != checksum(payload) {
-            return Err(refused("the token is damaged, cut short or forged: its checksum does not fit".into()));
-        }
-        match postcard::take_from_bytes(payload) {
-            Ok((token, [])) => Ok(token),
-            Ok(_) | Err(_) => Err(refused("the token was made by another version of stemma".into())),
-        }
+        decode(PREFIX, text)
     }
 }
 
-fn checksum(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
+fn decode(prefix: &str, text: &str) -> Result<JoinToken, Trouble> {
+    let text = text.trim();
+    let Some(encoded) = text.strip_prefix(prefix) else {
+        return Err(refused(format!("the token does not begin with `{prefix}`")));
+    };
+    if text.len() > TOKEN_CHARS_MAX {
+        return Err(refused(format!("the token has {} characters, more than any real one", text.len())));
+    }
+    let bytes = URL_SAFE_NO_PAD
+        .decode(encoded)
+        .map_err(|_| refused("the token holds characters that no token has, or was cut short".into()))?;
+    let Some((payload, sum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
+        return Err(refused("the token was cut short".into()));
+    };
+    if *sum != checksum(prefix, payload) {
+        return Err(refused("the token is damaged, cut short or forged: its checksum does not fit".into()));
+    }
+    match postcard::take_from_bytes(payload) {
+        Ok((token, [])) => Ok(token),
+        Ok(_) | Err(_) => Err(refused("the token was made by another version of stemma".into())),
+    }
+}
+
+fn checksum(prefix: &str, payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let mut context = digest::Context::new(&digest::SHA256);
-    context.update(PREFIX.as_bytes());
+    context.update(prefix.as_bytes());
     context.update(payload);
     let mut sum = [0; CHECKSUM_BYTES];
     sum.copy_from_slice(&context.finish().as_ref()[..CHECKSUM_BYTES]);
@@ -115,6 +155,18 @@ mod tests {
         assert_eq!(text.parse::<JoinToken>().expect("reads back"), token());
         assert_eq!(format!(" {text}\n").parse::<JoinToken>().expect("reads back"), token());
         assert!(!format!("{:?}", token()).contains("0123456789abcdef"), "the secret stays out of logs");
+    }
+
+    #[test]
+    fn a_token_for_following_is_not_taken_for_one_that_admits_a_node_nor_the_other_way_round() {
+        let follow = FollowToken(token()).to_string();
+        assert_eq!(follow.parse::<FollowToken>().expect("reads back"), FollowToken(token()));
+        let trouble = follow.parse::<JoinToken>().expect_err("admits no node");
+        assert!(trouble.is("ST8001") && trouble.hint.contains("stemma cluster follow"), "{trouble}");
+        let trouble = token().to_string().parse::<FollowToken>().expect_err("for a node");
+        assert!(trouble.is("ST8001") && trouble.hint.contains("--role follower"), "{trouble}");
+        let renamed = token().to_string().replacen(PREFIX, FOLLOW_PREFIX, 1);
+        assert!(renamed.parse::<FollowToken>().is_err(), "the kind is part of the checksum");
     }
 
     #[test]

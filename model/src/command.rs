@@ -2,7 +2,7 @@
 //! `cluster::decide` turns them into a new state or a refusal.
 
 use crate::failover::Candidate;
-use crate::names::{NodeName, Site};
+use crate::names::{ClusterName, NodeName, Site};
 use crate::settings::Settings;
 use crate::state::{ReplicaKind, Role};
 use crate::units::{Millis, WallTime};
@@ -40,6 +40,21 @@ pub enum Command {
         role: Role,
         /// How long it lives.
         ttl: Millis,
+    },
+    /// Make a token that lets another cluster follow this one.
+    CreateFollowerToken {
+        /// How long it lives.
+        ttl: Millis,
+    },
+    /// End a cluster's following: its certificate and its slot are void.
+    ForgetFollower {
+        /// Name of the cluster that follows.
+        name: ClusterName,
+    },
+    /// Make this standby cluster one that takes writes.
+    PromoteCluster {
+        /// The loss that is accepted, in bytes as last known; `u64::MAX` for any.
+        loss_bytes_max: Option<u64>,
     },
     /// Make a token unusable.
     RevokeToken {

@@ -165,6 +165,16 @@ codes! {
     hook_failed = "ST2311", exit exit::FAILED, "hook failed";
     /// The DNS server was not told who is primary.
     dns_failed = "ST2312", exit exit::FAILED, "address not updated in DNS";
+    /// Only a standby cluster can be promoted, or stop following.
+    not_following = "ST2401", exit exit::REFUSED, "the cluster follows no other cluster";
+    /// More would be lost than was accepted, or no node can take over.
+    promotion_refused = "ST2402", exit exit::REFUSED, "promotion of the standby cluster refused";
+    /// Nothing comes from the cluster that is followed.
+    upstream_lost = "ST2403", exit exit::FAILED, "nothing comes from the cluster that is followed";
+    /// A standby cluster takes no writes and has no primary to change.
+    standby_cluster = "ST2404", exit exit::REFUSED, "the cluster follows another one and has no primary";
+    /// The other cluster cannot be followed, or does not let itself be followed.
+    follow_refused = "ST2405", exit exit::REFUSED, "the other cluster cannot be followed";
     /// A clone failed and may be tried again.
     clone_failed = "ST3001", exit exit::FAILED, "base backup failed";
     /// The backup did not match its manifest.

@@ -7,6 +7,7 @@ pub mod change;
 pub mod command;
 pub mod error;
 pub mod failover;
+pub mod follow;
 pub mod limits;
 pub mod names;
 pub mod observe;

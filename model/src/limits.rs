@@ -59,3 +59,6 @@ const _: () = assert!(HEARTBEAT_INTERVAL.0 * 5 <= KEEPER_SILENT_AFTER.0);
 const _: () = assert!(KEEPER_SILENT_AFTER.0 < SAMPLE_STALE_AFTER.0);
 const _: () = assert!(LINK_SILENT_AFTER.0 < WAL_TIMEOUT.0);
 const _: () = assert!(DOCUMENT_BYTES_MAX < FRAME_BYTES_MAX);
+
+/// Clusters that may follow one.
+pub const FOLLOWERS_MAX: usize = 4;

@@ -179,7 +179,7 @@ pub struct ServerFacts {
     pub pending_restart: BTreeMap<String, PendingRestart>,
     /// Client connections now open.
     pub connections: u32,
-    /// On a primary: the highest epoch found in `stemma.lineage`, if the table exists.
+    /// The highest epoch found in `stemma.lineage`, if the table exists.
     #[serde(default)]
     pub lineage_epoch: Option<Epoch>,
 }

@@ -4,6 +4,7 @@
 //! What may follow what is decided in `cluster`; secrets (CA key, passwords) are in a document of their own.
 
 use crate::failover::{Failover, PlannedSwitchover};
+use crate::follow::{Follow, Follower, UpstreamSecrets};
 use crate::names::{ClusterId, ClusterName, NodeId, NodeName, Site};
 use crate::settings::{CommitMode, Settings};
 use crate::units::{Epoch, Lsn, SystemId, WallTime};
@@ -187,6 +188,9 @@ pub struct TokenRecord {
     pub secret_sha256: String,
     /// The role it admits: `replica` or `witness`.
     pub role: Role,
+    /// It admits no node, but lets another cluster follow this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follower: bool,
     /// End of its life.
     pub expires_at: WallTime,
     /// Who made it, for audit.
@@ -381,6 +385,12 @@ pub struct ClusterState {
     /// Automatic failover waits until somebody resumes it, or until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<Pause>,
+    /// The cluster that this one follows, or followed until it was promoted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<Follow>,
+    /// Clusters that follow this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub followers: BTreeMap<NodeId, Follower>,
     /// The settings in force.
     pub settings: Settings,
     /// Their version.
@@ -462,12 +472,17 @@ impl ClusterState {
     pub fn primary(&self) -> Option<&Member> {
         self.members.get(&self.rule.primary)
     }
-    /// The role of a member, as the rule has it.
+    /// The cluster that this one follows now: as a whole it takes no writes. While it is being promoted it follows
+    /// nobody, and if that is taken back it follows again.
+    pub fn following(&self) -> Option<&Follow> {
+        self.follow.as_ref().filter(|follow| follow.promoted.is_none() && self.failover.is_none())
+    }
+    /// The role of a member, as the rule has it. In a standby cluster nobody is the primary.
     pub fn role_of(&self, id: NodeId) -> Option<Role> {
         let member = self.members.get(&id)?;
         Some(if member.witness {
             Role::Witness
-        } else if self.rule.primary == id {
+        } else if self.rule.primary == id && self.following().is_none() {
             Role::Primary
         } else {
             Role::Replica
@@ -498,6 +513,9 @@ pub struct Secrets {
     pub postgres_password: String,
     /// Unguessable part of every `application_name`, so that a stranger cannot acknowledge commits by taking a name.
     pub name_salt: String,
+    /// In a standby cluster: how it logs in where it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<UpstreamSecrets>,
 }
 
 impl std::fmt::Debug for Secrets {

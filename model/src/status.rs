@@ -1,6 +1,7 @@
 //! The judged view of a cluster: what `stemma status`, REST, metrics and the UI all read. Made by `cluster::judge`,
 //! once per sample. Its JSON form is a stable schema: fields are added, never renamed or removed.
 
+use crate::follow::{FollowStatus, FollowerStatus};
 use crate::names::{NodeId, NodeName, Site};
 use crate::observe::{CloneProgress, ConsensusView, PendingRestart};
 use crate::settings::CommitMode;
@@ -289,6 +290,12 @@ pub struct ClusterStatus {
     /// A change of primary in progress: id and sentence.
     #[serde(default)]
     pub failover: Option<(String, String)>,
+    /// The cluster that this one follows, while it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<FollowStatus>,
+    /// Clusters that follow this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub followers: Vec<FollowerStatus>,
 }
 
 /// Automatic failover was stopped by a person.

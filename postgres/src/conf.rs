@@ -71,6 +71,11 @@ pub struct ServerConfig {
     pub tls: bool,
     /// The members whose certificates may replicate from this server.
     pub members: Vec<NodeName>,
+    /// Common names of further certificates that may: those of clusters that follow this one.
+    pub followers: Vec<String>,
+    /// The keeper's superuser logs in as this user of the operating system, not by password: the passwords in this
+    /// database are those of the cluster that it was copied from.
+    pub keeper_user: Option<String>,
     /// Further lines of `pg_hba.conf` that stand before the refusals of our own roles.
     pub replication_hba: Vec<String>,
 }
@@ -284,9 +289,9 @@ pub fn write_config(spec: &ServerSpec, config: &ServerConfig) -> Result<ConfigCh
     for (name, value) in &all {
         text.push_str(&format!("{name} = {}\n", quoted(value)));
     }
-    let hba = hba::render(&spec.superuser, config.tls, &config.replication_hba, &config.hba_users)?;
+    let hba = hba::render(&spec.superuser, config)?;
     let mut changed = replace(&dir.join("pg_hba.conf"), &hba, user)?;
-    changed |= rewrite(spec, "pg_ident.conf", |old| hba::ident(&config.members, old))?;
+    changed |= rewrite(spec, "pg_ident.conf", |old| hba::ident(config, old))?;
     changed |= replace(&dir.join(FILE), &text, user)?;
     changed |= rewrite(spec, "postgresql.conf", |old| with_include(old, INCLUDE))?;
     changed |= rewrite(spec, "postgresql.auto.conf", |old| without_ours(old, &all))?;

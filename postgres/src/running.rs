@@ -83,12 +83,12 @@ pub fn write_active(spec: &ServerSpec, config: &ServerConfig, files: &ActiveFile
     }
     if !is_own(spec, &files.hba) {
         let old = read_as(&files.hba, user)?;
-        let new = hba::render(&spec.superuser, config.tls, &config.replication_hba, &config.hba_users)?;
+        let new = hba::render(&spec.superuser, config)?;
         changed |= change(&files.hba, &old, &new, user)?;
     }
     if !is_own(spec, &files.ident) {
         let old = read_as(&files.ident, user).unwrap_or_default();
-        changed |= change(&files.ident, &old, &hba::ident(&config.members, &old), user)?;
+        changed |= change(&files.ident, &old, &hba::ident(config, &old), user)?;
     }
     Ok(changed)
 }

@@ -139,7 +139,7 @@ impl Sampler {
             Some(hex) => u32::from_str_radix(hex, 16).unwrap_or(0),
             None => small(timeline.try_get::<_, Option<i64>>(0)?.max(receiver_timeline)),
         };
-        let lineage_epoch = if !in_recovery && main.try_get(14)? { lineage(client).await? } else { None };
+        let lineage_epoch = if main.try_get(14)? { lineage(client).await? } else { None };
         Ok(ServerFacts {
             version_num: small(Some(i64::from(main.try_get::<_, i32>(0)?))),
             version: main.try_get(1)?,

@@ -56,6 +56,8 @@ impl World {
             synchronous_standby_names: String::new(),
             role: ServerRole::Primary,
             tls: false,
+            followers: Vec::new(),
+            keeper_user: None,
             replication_hba: Vec::new(),
         };
         World { spec, config, _directory: directory }
@@ -464,6 +466,7 @@ async fn a_replica_follows(programs: Option<&Path>) {
         replication_password: "re pl".into(),
         postgres_password: "owner".into(),
         name_salt: String::new(),
+        upstream: None,
     };
     for _ in 0..2 {
         sql.ensure_roles(&secrets).await.expect("roles");

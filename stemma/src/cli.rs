@@ -114,6 +114,9 @@ pub enum Command {
     /// Join tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// A whole cluster that follows another one
+    #[command(subcommand)]
+    Cluster(crate::commands::cluster::ClusterCommand),
     /// Settings of the cluster
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -365,17 +368,29 @@ impl From<RoleArg> for model::Role {
     }
 }
 
+/// What a token admits, on the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TokenRoleArg {
+    /// A node that holds a copy of the database.
+    #[default]
+    Replica,
+    /// A node that votes without a database.
+    Witness,
+    /// A whole cluster that follows this one.
+    Follower,
+}
+
 /// `stemma token ...`
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Make a token; prints the exact join line
+    /// Make a token; prints the exact line to use it
     #[command(
-        after_help = "Examples:\n  stemma token create\n  stemma token create --role witness\n  stemma token create --ttl 10min -o json"
+        after_help = "Examples:\n  stemma token create\n  stemma token create --role witness\n  stemma token create --role follower   (another cluster is to follow this one)\n  stemma token create --ttl 10min -o json"
     )]
     Create {
         /// What it admits
         #[arg(long, value_enum, default_value_t)]
-        role: RoleArg,
+        role: TokenRoleArg,
         /// How long it lives [default: 1h]
         #[arg(long, value_name = "SPAN")]
         ttl: Option<Span>,

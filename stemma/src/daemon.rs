@@ -9,7 +9,7 @@ use console::Backend;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use keeper::enrol;
-use keeper::token::JoinToken;
+use keeper::token::{FollowToken, JoinToken};
 use keeper::{Keeper, Listen, NodeConfig, PostgresqlNode};
 use model::names::{ClusterName, NodeName, Site};
 use model::{
@@ -165,6 +165,49 @@ pub async fn init(node_file: NodeFile, options: InitOptions) -> Result<(String, 
     let what = if adopted { "takes over its database" } else { "builds its first database" };
     let text = format!("cluster {} made; `stemma run` {what} ({} is its first node)", enrolled.cluster, config.name);
     Ok((text, notes))
+}
+
+/// What `stemma cluster follow` was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FollowOptions {
+    /// Name of the standby cluster.
+    pub cluster: ClusterName,
+    /// Cluster settings to begin with, instead of the defaults.
+    pub settings_file: Option<PathBuf>,
+}
+
+/// Makes a standby cluster with this node as its first. Returns the sentence for people, and whom it follows.
+pub async fn follow(
+    node_file: NodeFile,
+    token: String,
+    options: FollowOptions,
+) -> Result<(String, model::follow::Follow), Trouble> {
+    install_tls_provider();
+    let token: FollowToken = token.parse()?;
+    let mut config = config(node_file)?;
+    enrol::check_not_enrolled(&config)?;
+    choose_prefix(&mut config, &options.cluster);
+    let settings = match &options.settings_file {
+        Some(path) => settings_from(path)?,
+        None => Settings::default(),
+    };
+    let Some(installation) = preflight(&config, false)? else {
+        return Err(Trouble::wrong_role("a standby cluster begins on a node with a database", "add [postgresql]"));
+    };
+    if !installation.has_ssl || !settings.tls {
+        return Err(Trouble::follow_refused(
+            "a standby cluster needs TLS between the servers, and here it is off or not built in",
+            "leave `tls` at true, and install a PostgreSQL built with TLS",
+        ));
+    }
+    postgres::check_values(&installation, &settings.postgresql.parameters)?;
+    let init = enrol::InitOptions { cluster: options.cluster, settings, priority: PRIORITY_DEFAULT, adopt: None };
+    let (enrolled, follow) = enrol::follow(&config, &token, init, installation.major).await?;
+    let text = format!(
+        "cluster {} made, which follows cluster {}; `stemma run` copies the database ({} is its first node)",
+        enrolled.cluster, follow.cluster, config.name
+    );
+    Ok((text, follow))
 }
 
 /// The other side of a session that `init --adopt` has with a running server.

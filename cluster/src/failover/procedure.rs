@@ -6,6 +6,7 @@ use super::candidate::Choice;
 use crate::admission::LINEAGE_MAX;
 use crate::history::{self, STEMMA, keep_newest};
 use model::failover::{Failover, FailoverKind, FailoverPhase, PhaseTime, Recruited, Unsettled};
+use model::follow::Promoted;
 use model::limits::FAILOVERS_MAX;
 use model::state::{LineageEntry, XidSwitch};
 use model::{ClusterState, Epoch, NodeId, Rule, Timeline, WallTime};
@@ -144,6 +145,9 @@ pub fn settle(
     next.lineage = lineage_with(state, &failover, timeline);
     keep_newest(&mut next.lineage, LINEAGE_MAX);
     let name = state.members.get(&winner).map(|member| member.name.clone());
+    if let Some(follow) = next.follow.as_mut().filter(|follow| follow.promoted.is_none()) {
+        follow.promoted = Some(Promoted { at: now, failover: failover.id.clone() });
+    }
     archive(&mut next, failover, FailoverPhase::Done, now);
     let text = format!("{} is the primary of epoch {epoch}", describe(state, winner));
     history::record(&mut next, now, "failover-done", name.as_ref(), text, STEMMA);

@@ -31,6 +31,9 @@ pub(crate) struct Link {
 
 /// Judges the link of one replica.
 pub(crate) fn judge(scene: &Scene<'_>, member: &Member) -> Link {
+    if scene.state.following().is_some() && scene.state.rule.primary == member.id {
+        return of_leader(scene, member);
+    }
     let (Some(seen), Some(upstream)) = (scene.seen(member.id), scene.state.upstream_of(member.id)) else {
         return by_sender(scene, member).unwrap_or_else(|| down(None, None, "nothing was heard of it yet"));
     };
@@ -69,13 +72,37 @@ pub(crate) fn judge(scene: &Scene<'_>, member: &Member) -> Link {
     }
 }
 
+/// The node of a standby cluster that streams from the cluster that is followed.
+fn of_leader(scene: &Scene<'_>, member: &Member) -> Link {
+    let known = scene.seen(member.id).and_then(|seen| Some((seen, seen.sample.facts.as_ref()?)));
+    match known {
+        Some((seen, facts)) if super::follow::streams(scene) => Link {
+            status: LinkStatus::Streaming,
+            up: true,
+            view: Some(view(seen, facts, Some(seen.taken_at), true)),
+            why: String::new(),
+            alive_at: Some(seen.taken_at),
+        },
+        known => {
+            let cloning = scene
+                .current(member.id)
+                .is_some_and(|seen| matches!(seen.sample.server, ServerState::Cloning(_) | ServerState::Starting));
+            let mut link = down(known, None, "nothing comes from the followed cluster");
+            if cloning {
+                link.status = LinkStatus::CatchingUp;
+            }
+            link
+        }
+    }
+}
+
 /// A server whose connection died would have noticed by then.
 fn beyond_tcp() -> Millis {
     Millis(WAL_TIMEOUT.0 + 1_000)
 }
 
 /// The longest that a live connection is without a message, as seen through samples.
-fn message_limit(scene: &Scene<'_>) -> Millis {
+pub(super) fn message_limit(scene: &Scene<'_>) -> Millis {
     Millis(WAL_TIMEOUT.0 / 2 + 1_000 + scene.state.settings.sample_interval.0.0)
 }
 

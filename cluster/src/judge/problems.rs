@@ -54,6 +54,7 @@ pub(crate) fn all(
 ) -> Vec<Found> {
     let mut found = Vec::new();
     found.extend(primary_down(scene, standing));
+    found.extend(scene.state.primary().and_then(|leader| super::follow::problem(scene, leader)));
     found.extend(no_quorum(scene));
     found.extend(super::primacy::pause_problem(scene));
     found.extend(redundancy(scene, replication, standing, durability));
@@ -199,7 +200,8 @@ fn unexpected_primary(scene: &Scene<'_>, member: &Member) -> Option<Found> {
 }
 
 fn keeper_silent(scene: &Scene<'_>, member: &Member, standing: &PrimaryStanding) -> Option<Found> {
-    let is_down_primary = member.id == scene.state.rule.primary && !standing.is_up();
+    let follows = matches!(standing, PrimaryStanding::Follows);
+    let is_down_primary = member.id == scene.state.rule.primary && !standing.is_up() && !follows;
     if is_down_primary {
         return None;
     }
@@ -323,7 +325,8 @@ fn replica(scene: &Scene<'_>, replication: &Replication, standing: &PrimaryStand
     }
     if !link.up {
         // With the primary down its replicas have nothing to connect to.
-        if upstream.id == scene.state.rule.primary && !standing.is_up() {
+        let follows = matches!(standing, PrimaryStanding::Follows);
+        if upstream.id == scene.state.rule.primary && !standing.is_up() && !follows {
             return None;
         }
         let texts = match &member.stage {

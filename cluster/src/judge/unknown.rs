@@ -48,6 +48,8 @@ pub fn unknown(observer: NodeName, wall: WallTime, consensus: ConsensusView) -> 
         operation: None,
         paused: None,
         planned_switchover: None,
+        follow: None,
+        followers: Vec::new(),
         failover: None,
     }
 }

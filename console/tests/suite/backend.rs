@@ -262,6 +262,8 @@ fn healthy_status() -> ClusterStatus {
         operation: None,
         paused: None,
         planned_switchover: None,
+        follow: None,
+        followers: Vec::new(),
         failover: None,
     }
 }
@@ -286,6 +288,7 @@ fn state() -> ClusterState {
         created_by: "alice".to_owned(),
         created_at: NOW,
         used_by: None,
+        follower: false,
     };
     let place = |epoch: u64, timeline: u32, at: u64| LineageEntry {
         epoch: Epoch(epoch),
@@ -323,6 +326,8 @@ fn state() -> ClusterState {
         settings: Settings::default(),
         settings_version: 4,
         settings_history: Vec::new(),
+        follow: None,
+        followers: BTreeMap::new(),
         tokens: BTreeMap::from([("tok1".to_owned(), token)]),
         operations: Vec::new(),
         history: (1..=3)

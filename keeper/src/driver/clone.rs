@@ -57,6 +57,9 @@ impl Driver {
     /// Whether the node that will feed this one answers and already keeps log for it.
     pub(super) fn upstream_ready(&self, turn: &Turn) -> bool {
         let state = &turn.state.value;
+        if state.following().is_some() && state.rule.primary == self.parts.me {
+            return true;
+        }
         let Some((me, upstream)) = state.members.get(&self.parts.me).zip(state.upstream_of(self.parts.me)) else {
             return false;
         };
@@ -76,7 +79,7 @@ impl Driver {
                 continue;
             }
             let Some(facts) = self.facts_of(turn, member.id) else { continue };
-            let is_primary = member.id == state.rule.primary;
+            let is_primary = member.id == state.rule.primary && state.following().is_none();
             let fit = if is_primary {
                 !facts.in_recovery
             } else {
@@ -92,13 +95,25 @@ impl Driver {
         ranked.into_iter().map(|(_, _, id)| id).collect()
     }
 
-    pub(super) async fn clone_data(&mut self, turn: &Turn, stop: &CancellationToken) -> Result<bool, Trouble> {
+    /// Whom to copy from: a member, or for the leader of a standby cluster the primary of the cluster that is followed.
+    async fn clone_source(&self, turn: &Turn) -> Result<Option<(String, Endpoint, NodeId)>, Trouble> {
+        let state = &turn.state.value;
+        if let Some(followed) = state.following()
+            && state.rule.primary == self.parts.me
+        {
+            let endpoint = self.upstream(turn, "clone").await?;
+            return Ok(Some((format!("cluster {}", followed.cluster), endpoint, NodeId(0))));
+        }
         let sources = self.clone_sources(turn);
-        let Some(source) = pick(&sources, self.clone_attempts) else {
+        let member = pick(&sources, self.clone_attempts).and_then(|source| state.members.get(&source));
+        Ok(member.map(|member| (member.name.to_string(), self.endpoint(turn, member, "clone"), member.id)))
+    }
+
+    pub(super) async fn clone_data(&mut self, turn: &Turn, stop: &CancellationToken) -> Result<bool, Trouble> {
+        let Some((name, endpoint, source)) = self.clone_source(turn).await? else {
             self.parts.local.set_doing(Some("waiting for a member to clone from".into()));
             return Ok(false);
         };
-        let Some(member) = turn.state.value.members.get(&source) else { return Ok(false) };
         self.clone_attempts += 1;
         let settings = &turn.state.value.settings;
         let identity = &turn.state.value.identity;
@@ -113,10 +128,9 @@ impl Driver {
             fsync: true,
             slot: None,
         };
-        let endpoint = self.endpoint(turn, member, "clone");
         let first = CloneProgress {
             phase: "connect".into(),
-            source: member.name.to_string(),
+            source: name.clone(),
             attempt: self.clone_attempts,
             last_error: self.clone_error.clone(),
             ..CloneProgress::default()
@@ -124,8 +138,8 @@ impl Driver {
         let (progress, shown) = watch::channel(first);
         self.parts.local.set_clone(Some(shown));
         self.parts.local.set_phase(Phase::Cloning);
-        self.parts.local.set_doing(Some(format!("cloning from {}", member.name)));
-        tracing::info!(source = %member.name, attempt = self.clone_attempts, "base backup begins");
+        self.parts.local.set_doing(Some(format!("cloning from {name}")));
+        tracing::info!(source = name, attempt = self.clone_attempts, "base backup begins");
         let lineage = self.expect_copy(source, turn.now)?;
         failpoint::pass("clone.begun");
         let cancel = stop.child_token();
@@ -326,7 +340,10 @@ fn on_timeline(local: Local, of_its_log: Option<Timeline>) -> Local {
     Local { timeline: local.timeline.max(of_its_log.unwrap_or_default()), ..local }
 }
 
-async fn compare(endpoint: &Endpoint, local: &Local) -> Result<Result<lineage::Follows, lineage::Unfit>, Trouble> {
+pub(super) async fn compare(
+    endpoint: &Endpoint,
+    local: &Local,
+) -> Result<Result<lineage::Follows, lineage::Unfit>, Trouble> {
     let mut client = ReplicationClient::connect(endpoint).await?;
     let identity = client.identify_system().await?;
     let history = if identity.timeline.0 > 1 { client.timeline_history(identity.timeline).await? } else { Vec::new() };

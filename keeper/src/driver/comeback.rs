@@ -77,7 +77,7 @@ impl Driver {
         self.part.ledger.save(ledger)
     }
 
-    async fn note_rescue(&self, id: &str, transactions: u64) -> Result<(), Trouble> {
+    pub(super) async fn note_rescue(&self, id: &str, transactions: u64) -> Result<(), Trouble> {
         let name = &self.parts.config.name;
         let text = format!("{transactions} transactions that only {name} held are saved: stemma rescue show {id}");
         self.parts
@@ -114,7 +114,7 @@ impl Driver {
     }
 
     /// What this node holds is saved and has to go; a fresh copy follows.
-    async fn give_up_data(&mut self, because: &str) -> Result<Primacy, Trouble> {
+    pub(super) async fn give_up_data(&mut self, because: &str) -> Result<Primacy, Trouble> {
         let name = self.parts.config.name.clone();
         tracing::warn!(node = %name, because, "the data here is given up for a fresh copy");
         let text = format!("{name} is rebuilt from a fresh copy: {because}");

@@ -50,6 +50,8 @@ impl Driver {
                 .filter(|member| !member.witness && member.stage != Stage::Leaving)
                 .map(|member| member.name.clone())
                 .collect(),
+            followers: cluster::follow::common_names(&turn.state.value),
+            keeper_user: turn.state.value.follow.as_ref().and_then(|_| keeper_user()),
             replication_hba: Vec::new(),
         })
     }
@@ -68,6 +70,9 @@ impl Driver {
     fn feeder<'a>(&self, turn: &'a Turn) -> Option<&'a model::Member> {
         let (primary, epoch) = self.part.follow?;
         let members = &turn.state.value.members;
+        if turn.state.value.following().is_some() {
+            return turn.state.value.upstream_of(self.parts.me);
+        }
         let chosen = members.get(&self.parts.me).and_then(|me| me.upstream).filter(|node| *node != primary);
         let follows = |node: &model::NodeId| {
             let word = self.part.council.word_of(*node, turn.now);
@@ -78,6 +83,15 @@ impl Driver {
 
     fn replica_role(&self, turn: &Turn) -> ServerRole {
         let state = &turn.state.value;
+        if let Some(followed) = state.following()
+            && state.rule.primary == self.parts.me
+        {
+            return ServerRole::Replica {
+                primary_conninfo: conninfo(&self.upstream_conninfo(followed)),
+                primary_slot_name: Some(followed.slot.clone()),
+                apply_delay_ms: 0,
+            };
+        }
         let Some((me, upstream)) = state.members.get(&self.parts.me).zip(self.feeder(turn)) else {
             return ServerRole::Replica { primary_conninfo: String::new(), primary_slot_name: None, apply_delay_ms: 0 };
         };
@@ -107,10 +121,8 @@ impl Driver {
                 ("password", turn.secrets.value.replication_password.clone()),
             ]),
         }
-        let conninfo: Vec<String> =
-            words.iter().map(|(key, value)| format!("{key}={}", conninfo_value(value))).collect();
         ServerRole::Replica {
-            primary_conninfo: conninfo.join(" "),
+            primary_conninfo: conninfo(&words),
             primary_slot_name: Some(naming::slot_name(me)),
             // A server connects only once it has replayed the log that it has. With the delay in force from the start
             // a fresh copy would hold at the first commit in it, and not begin to follow before the delay is over.
@@ -137,13 +149,24 @@ impl Driver {
         let identity = crate::identity::IdentityFiles { directory: self.parts.config.identity_dir() };
         let owner = self.parts.spec.user.as_ref().map(|user| (user.uid, user.gid));
         pki::write_server_files(&identity, &server_files_dir(&self.parts.config), owner)?;
-        Ok(())
+        self.write_upstream_files()
     }
 }
 
 /// Directory of the server's copies of certificate and key.
 pub(crate) fn server_files_dir(config: &crate::node_config::NodeConfig) -> PathBuf {
     config.state_dir.join("server-tls")
+}
+
+/// The user of the operating system that this keeper runs as.
+fn keeper_user() -> Option<String> {
+    nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.name)
+}
+
+/// A connection string.
+fn conninfo(words: &[(&str, String)]) -> String {
+    let words: Vec<String> = words.iter().map(|(key, value)| format!("{key}={}", conninfo_value(value))).collect();
+    words.join(" ")
 }
 
 /// Quotes a value for a connection string (libpq, "Keyword/Value Connection Strings").

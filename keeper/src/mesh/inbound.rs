@@ -385,7 +385,10 @@ fn begin(shared: &Arc<Shared>, caller: &Caller, outbox: &Arc<Outbox>, request: R
     };
     match (caller, kind) {
         (Caller::Peer(_), RequestKind::Consensus | RequestKind::Control | RequestKind::Join)
-        | (Caller::Stranger { .. }, RequestKind::Join) => {}
+        | (Caller::Stranger { .. }, RequestKind::Join | RequestKind::Follow) => {}
+        (Caller::Peer(_), RequestKind::Follow) => {
+            return refuse(Trouble::denied("a member cannot follow its own cluster", "use a node of another cluster"));
+        }
         (Caller::Stranger { .. }, RequestKind::Consensus | RequestKind::Control) => {
             return refuse(Trouble::denied("a node that is not a member may only join", "join with a token first"));
         }

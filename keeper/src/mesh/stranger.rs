@@ -1,4 +1,4 @@
-//! The one call of a node that is not yet a member: to join.
+//! The one call of a node that is no member: to join, or to have its own cluster follow this one.
 
 use super::frame::{self, Head, PROTOCOL};
 use super::link::{DIAL_TIME_MAX, greet};
@@ -17,14 +17,11 @@ use tokio_rustls::TlsConnector;
 pub async fn call_as_stranger(
     addresses: &[String],
     ca_sha256: &str,
+    kind: RequestKind,
     body: Vec<u8>,
     timeout: Duration,
 ) -> Result<Vec<u8>, Trouble> {
-    let request = Head::Request {
-        id: 1,
-        kind: RequestKind::Join,
-        timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
-    };
+    let request = Head::Request { id: 1, kind, timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) };
     let frame = frame::encode(&request, &body);
     if frame.len() > frame::STRANGER_FRAME_BYTES_MAX {
         return Err(Trouble::request_too_large(

@@ -34,6 +34,7 @@ impl World {
             replication_password: String::new(),
             postgres_password: String::new(),
             name_salt: String::new(),
+            upstream: None,
         };
         World { id, secrets, directory: tempfile::tempdir().expect("temp dir") }
     }

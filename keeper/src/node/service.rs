@@ -117,6 +117,13 @@ impl Handler for Service {
         Box::pin(async move {
             match (kind, from) {
                 (RequestKind::Join, Caller::Stranger { .. } | Caller::Peer(_)) => self.join(&body).await,
+                (RequestKind::Follow, Caller::Stranger { .. }) => match self.store.get() {
+                    Some(store) => super::followers::admit(store, &body).await,
+                    None => Err(Trouble::no_quorum("this node is only starting", "try again in a moment")),
+                },
+                (RequestKind::Follow, Caller::Peer(_)) => {
+                    Err(Trouble::denied("a member cannot follow its own cluster", "use a node of another cluster"))
+                }
                 (RequestKind::Consensus, Caller::Peer(peer)) => self.consensus(peer.node, body).await,
                 (RequestKind::Control, Caller::Peer(_)) => Err(Trouble::bad_request(
                     "no control request is known to this version",

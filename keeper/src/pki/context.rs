@@ -4,7 +4,8 @@ use super::verify::{Expect, NodeVerifier};
 use super::{PeerIdentity, client_identity_from_cert, provider};
 use crate::identity::IdentityFiles;
 use arc_swap::ArcSwap;
-use model::{Trouble, WallTime};
+use model::follow::UpstreamSecrets;
+use model::{ClusterId, Trouble, WallTime};
 use rustls::client::Resumption;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -147,4 +148,33 @@ fn build(files: &IdentityFiles) -> Result<Current, Trouble> {
         client_verifier,
         own,
     })
+}
+
+/// For connecting to a server of the cluster that this one follows, with the certificate that cluster gave.
+pub(crate) fn upstream_client(secrets: &UpstreamSecrets, cluster: &ClusterId) -> Result<Arc<ClientConfig>, Trouble> {
+    let unfit = |cause: &dyn std::fmt::Display| {
+        Trouble::certificate_refused(
+            "the certificate for the followed cluster cannot be used",
+            "let the cluster be followed anew: stemma token create --role follower there, stemma cluster follow here",
+        )
+        .because(cause)
+    };
+    let pem =
+        |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| unfit(&format!("{error:?}")));
+    let mut roots = RootCertStore::empty();
+    for ca in &secrets.ca_pem {
+        roots.add(pem(ca)?).map_err(|error| unfit(&error))?;
+    }
+    let key =
+        PrivateKeyDer::from_pem_slice(secrets.key_pem.as_bytes()).map_err(|error| unfit(&format!("{error:?}")))?;
+    let verifier = NodeVerifier { roots, expect: Expect::AnyNodeOf(cluster.clone()) };
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(rustls::ALL_VERSIONS)
+        .map_err(|error| unfit(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(vec![pem(&secrets.certificate_pem)?], key)
+        .map_err(|error| unfit(&error))?;
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
 }

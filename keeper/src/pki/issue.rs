@@ -1,6 +1,7 @@
 //! Making keys, requests and certificates, and reading who a certificate names.
 
 use super::sha256_hex;
+use model::follow::Follower;
 use model::state::Secrets;
 use model::{ClusterId, ClusterName, Millis, NodeId, NodeName, Trouble, WallTime};
 use rcgen::{
@@ -102,9 +103,7 @@ pub fn sign(
     now: WallTime,
 ) -> Result<String, Trouble> {
     let request = CertificateSigningRequestParams::from_der(&request_der(csr_pem)?).map_err(bad_request)?;
-    let ca_pem = secrets.ca_certificates.first().ok_or_else(|| broken_ca("the cluster's secrets hold no CA"))?;
-    let ca_key = KeyPair::from_pem(&secrets.ca_key).map_err(broken_ca)?;
-    let issuer = Issuer::from_ca_cert_pem(ca_pem, ca_key).map_err(broken_ca)?;
+    let issuer = issuer(secrets)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name.as_str());
@@ -117,6 +116,38 @@ pub fn sign(
     set_validity(&mut params, from, WallTime(now.0.saturating_add(valid.0.min(CA_VALID.0) as i64)));
     params.serial_number = Some(random_serial());
     Ok(params.signed_by(&request.public_key, &issuer).map_err(broken_ca)?.pem())
+}
+
+/// Signs the request of a cluster that follows this one. The certificate names no node: servers know it by its common
+/// name, and keepers let nobody in with it.
+pub fn sign_follower(
+    secrets: &Secrets,
+    cluster_id: &ClusterId,
+    csr_pem: &str,
+    follower: &Follower,
+    valid: Millis,
+    now: WallTime,
+) -> Result<String, Trouble> {
+    let request = CertificateSigningRequestParams::from_der(&request_der(csr_pem)?).map_err(bad_request)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, follower.common_name());
+    let uri = format!("{TRUST_DOMAIN}{cluster_id}/follower/{}", follower.id);
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().map_err(broken_ca::<rcgen::Error>)?)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    let from = WallTime(now.0.saturating_sub(BACKDATED.0 as i64));
+    set_validity(&mut params, from, WallTime(now.0.saturating_add(valid.0.min(CA_VALID.0) as i64)));
+    params.serial_number = Some(random_serial());
+    Ok(params.signed_by(&request.public_key, &issuer(secrets)?).map_err(broken_ca)?.pem())
+}
+
+fn issuer(secrets: &Secrets) -> Result<Issuer<'static, KeyPair>, Trouble> {
+    let ca_pem = secrets.ca_certificates.first().ok_or_else(|| broken_ca("the cluster's secrets hold no CA"))?;
+    let ca_key = KeyPair::from_pem(&secrets.ca_key).map_err(broken_ca)?;
+    Issuer::from_ca_cert_pem(ca_pem, ca_key).map_err(broken_ca)
 }
 
 fn alternative_names(
@@ -279,6 +310,7 @@ mod tests {
             replication_password: String::new(),
             postgres_password: String::new(),
             name_salt: String::new(),
+            upstream: None,
         }
     }
 

@@ -29,17 +29,18 @@ pub fn write_server_files(
             .map_err(|error| files::os("give away", directory, &error))?;
     }
     let [certificate, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| directory.join(name));
-    let write = |path: &Path, content: &str| -> Result<(), Trouble> {
-        // The server notices nothing when nothing changed, and neither does the disk.
-        if std::fs::read_to_string(path).is_ok_and(|old| old == content) && is_private(path, owner) {
-            return Ok(());
-        }
-        files::replace(path, 0o600, owner, content.as_bytes())
-    };
-    write(&ca, &join_pem(&content.ca_pem))?;
-    write(&key, &content.key_pem)?;
-    write(&certificate, &content.certificate_pem)?;
+    write_private_if_other(&ca, owner, &join_pem(&content.ca_pem))?;
+    write_private_if_other(&key, owner, &content.key_pem)?;
+    write_private_if_other(&certificate, owner, &content.certificate_pem)?;
     Ok((certificate, key, ca))
+}
+
+/// Writes a file that `owner` alone may read. The server notices nothing when nothing changed, and neither does the disk.
+pub(crate) fn write_private_if_other(path: &Path, owner: Option<(u32, u32)>, content: &str) -> Result<(), Trouble> {
+    if std::fs::read_to_string(path).is_ok_and(|old| old == content) && is_private(path, owner) {
+        return Ok(());
+    }
+    files::replace(path, 0o600, owner, content.as_bytes())
 }
 
 fn is_private(path: &Path, owner: Option<(u32, u32)>) -> bool {

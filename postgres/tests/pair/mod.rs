@@ -81,6 +81,8 @@ impl Node {
             synchronous_standby_names: String::new(),
             role: ServerRole::Primary,
             tls: false,
+            followers: Vec::new(),
+            keeper_user: None,
             replication_hba: Vec::new(),
         };
         let sql = Sql::new(&spec);
@@ -185,6 +187,7 @@ impl Pair {
             replication_password: secret(),
             postgres_password: "owner".into(),
             name_salt: "salt".into(),
+            upstream: None,
         };
         pair.old.sql.ensure_roles(&secrets).await.expect("roles");
         pair.clone_new().await;

@@ -14,7 +14,7 @@ use std::io::Read;
 /// Longest token read from standard input.
 const TOKEN_BYTES_MAX: u64 = 16 << 10;
 
-fn load(context: &Context) -> Result<NodeFile, Trouble> {
+pub(super) fn load(context: &Context) -> Result<NodeFile, Trouble> {
     node_file::load(&node_file_path(&context.global))
 }
 
@@ -120,7 +120,7 @@ fn join_options(args: &JoinArgs, witness_file: bool) -> Result<JoinOptions, Trou
     })
 }
 
-fn token_from_stdin() -> Result<String, Trouble> {
+pub(super) fn token_from_stdin() -> Result<String, Trouble> {
     let mut text = String::new();
     let read = std::io::stdin().lock().take(TOKEN_BYTES_MAX).read_to_string(&mut text);
     read.map_err(|error| {

@@ -1,6 +1,7 @@
 //! What each command does. A command returns its exit status, or the trouble that ended it.
 
 mod cert;
+pub mod cluster;
 mod config;
 pub mod events;
 pub mod export;
@@ -43,6 +44,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Status(args) => status::run(&context, &args).await,
         Command::Node(command) => node::run(&context, command).await,
         Command::Token(command) => token::run(&context, command).await,
+        Command::Cluster(command) => cluster::run(&context, command).await,
         Command::Config(command) => config::run(&context, command).await,
         Command::Restart(args) => op::restart(&context, args).await,
         Command::Switchover(args) => primacy::switchover(&context, args).await,

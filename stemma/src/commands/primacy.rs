@@ -53,7 +53,7 @@ pub async fn failover(context: &Context, args: FailoverArgs) -> Result<u8, Troub
         context.print_outcome(&looked);
         return Ok(0);
     }
-    confirm_loss(context, &client, &looked).await?;
+    confirm_loss(context, &client, &looked, "what the old primary alone has is given up").await?;
     let outcome = client.change(Method::POST, "/v1/failover", Some(body)).await?;
     let Some(id) = outcome.failover.clone().filter(|_| !args.no_wait) else {
         context.print_outcome(&outcome);
@@ -151,7 +151,7 @@ fn candidates(candidates: &[Candidate]) -> Table {
 }
 
 /// Something may be lost for good: the name of the cluster is typed, or --yes given with a bound.
-async fn confirm_loss(context: &Context, client: &Client, looked: &Outcome) -> Result<(), Trouble> {
+pub async fn confirm_loss(context: &Context, client: &Client, looked: &Outcome, what: &str) -> Result<(), Trouble> {
     if context.global.yes {
         return Ok(());
     }
@@ -162,7 +162,7 @@ async fn confirm_loss(context: &Context, client: &Client, looked: &Outcome) -> R
         ));
     }
     let cluster = client.status().await?.cluster;
-    eprint!("{}: what the old primary alone has is given up. Type the cluster's name to go on: ", looked.text);
+    eprint!("{}: {what}. Type the cluster's name to go on: ", looked.text);
     let _ = std::io::stderr().flush();
     let mut answer = String::new();
     let _ = std::io::stdin().lock().read_line(&mut answer);

@@ -1,12 +1,12 @@
 //! `stemma token ...`
 
 use super::Context;
-use crate::cli::{RoleArg, TokenCommand};
+use crate::cli::{TokenCommand, TokenRoleArg};
 use crate::render::table::{Cell, Table};
 use crate::render::{out, units};
 use hyper::Method;
 use model::status::SCHEMA_VERSION;
-use model::{Role, Trouble, WallTime, limits};
+use model::{Trouble, WallTime, limits};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use serde_json::json;
 #[derive(Debug, Serialize, Deserialize)]
 struct Token {
     id: String,
-    role: Role,
+    role: String,
     expires_at: WallTime,
     #[serde(default)]
     created_by: String,
@@ -46,8 +46,8 @@ pub async fn run(context: &Context, command: TokenCommand) -> Result<u8, Trouble
     }
 }
 
-async fn create(context: &Context, role: RoleArg, ttl_ms: u64) -> Result<u8, Trouble> {
-    let role_name = Role::from(role).as_str();
+async fn create(context: &Context, role: TokenRoleArg, ttl_ms: u64) -> Result<u8, Trouble> {
+    let role_name = word(role);
     let body = json!({ "role": role_name, "ttl": ttl_ms });
     let outcome = context.client()?.change(Method::POST, "/v1/tokens", Some(body)).await?;
     let Some(token) = outcome.token.clone() else {
@@ -68,10 +68,19 @@ async fn create(context: &Context, role: RoleArg, ttl_ms: u64) -> Result<u8, Tro
     Ok(0)
 }
 
-fn join_line(token: &str, role: RoleArg) -> String {
+fn word(role: TokenRoleArg) -> &'static str {
     match role {
-        RoleArg::Replica => format!("stemma join {token}"),
-        RoleArg::Witness => format!("stemma join {token} --role witness"),
+        TokenRoleArg::Replica => "replica",
+        TokenRoleArg::Witness => "witness",
+        TokenRoleArg::Follower => "follower",
+    }
+}
+
+fn join_line(token: &str, role: TokenRoleArg) -> String {
+    match role {
+        TokenRoleArg::Replica => format!("stemma join {token}"),
+        TokenRoleArg::Witness => format!("stemma join {token} --role witness"),
+        TokenRoleArg::Follower => format!("stemma cluster follow {token} --name NAME"),
     }
 }
 

@@ -14,9 +14,41 @@ pub fn render(status: &ClusterStatus, look: &Look) -> String {
     if let Some((id, sentence)) = &status.operation {
         lines.push(look.finish(&wrap(&format!("  {id} running: {sentence}"), look.width, 4)));
     }
+    lines.extend(followers(status).iter().map(|line| look.finish(&wrap(line, look.width, 4))));
     lines.extend(changes_of_primary(status).iter().map(|line| look.finish(&wrap(line, look.width, 4))));
     lines.extend(problems(&status.problems, look));
     lines.join("\n")
+}
+
+/// Whom the cluster follows, and which clusters follow it.
+fn followers(status: &ClusterStatus) -> Vec<String> {
+    let amount = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), units::bytes);
+    let follows = status.follow.iter().map(|follow| {
+        let host = follow.host.as_deref().unwrap_or("none of its servers");
+        let heard = match (follow.streaming, follow.silent_seconds) {
+            (true, _) => "streaming".to_owned(),
+            (false, Some(silent)) => format!("heard last {} ago", units::span_ms(silent * 1000.0)),
+            (false, None) => "not heard yet".to_owned(),
+        };
+        format!("  follows cluster {} at {host}: {} behind, {heard}", follow.cluster, amount(follow.behind_bytes))
+    });
+    let followed = status.followers.iter().map(|follower| {
+        let name = &follower.cluster;
+        match (follower.streaming, follower.client.as_deref()) {
+            (true, from) => format!(
+                "  followed by cluster {name} from {}: {} behind",
+                from.unwrap_or("this machine"),
+                amount(follower.behind_bytes)
+            ),
+            (false, _) => {
+                format!(
+                    "  followed by cluster {name}, which is away: {} of log kept for it",
+                    amount(follower.kept_bytes)
+                )
+            }
+        }
+    });
+    follows.chain(followed).collect()
 }
 
 /// What is planned, and what is going on, about who is primary.

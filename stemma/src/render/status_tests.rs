@@ -98,6 +98,8 @@ fn cluster(nodes: Vec<NodeStatus>) -> ClusterStatus {
         operation: None,
         paused: None,
         planned_switchover: None,
+        follow: None,
+        followers: Vec::new(),
         failover: None,
     }
 }

@@ -62,9 +62,10 @@ async fn a_stranger_may_join_and_nothing_else() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("an address");
     // The first address leads nowhere; the second answers.
     let addresses = [silent.to_string(), a.address().to_string()];
-    let answer = call_as_stranger(&addresses, &pin, b"let me in".to_vec(), CALL).await.expect("answered");
+    let answer =
+        call_as_stranger(&addresses, &pin, RequestKind::Join, b"let me in".to_vec(), CALL).await.expect("answered");
     assert_eq!(answer, b"stranger Join let me in");
-    let trouble = call_as_stranger(&addresses[1..], &pin, b"large 70000".to_vec(), CALL).await;
+    let trouble = call_as_stranger(&addresses[1..], &pin, RequestKind::Join, b"large 70000".to_vec(), CALL).await;
     assert_eq!(trouble.expect("an answer may be larger than a request").len(), 70_000);
 
     let mut connection = raw(raw_config(&world, None, ALL), &a).await.expect("connects");
@@ -92,7 +93,7 @@ async fn a_node_that_joins_trusts_only_the_ca_of_its_token() {
     let a = world.node(1).await;
     let other = World::new("c1");
     let pin = pki::ca_sha256(&other.secrets.ca_certificates[0]).expect("a CA");
-    let trouble = call_as_stranger(&[a.address().to_string()], &pin, b"secret".to_vec(), CALL).await;
+    let trouble = call_as_stranger(&[a.address().to_string()], &pin, RequestKind::Join, b"secret".to_vec(), CALL).await;
     let trouble = trouble.expect_err("refused");
     assert!(trouble.is("ST8002"), "{trouble}");
     assert!(trouble.reason.contains("not signed by the CA that the token names"), "{trouble}");
@@ -103,7 +104,8 @@ async fn a_node_that_joins_trusts_only_the_ca_of_its_token() {
     impostor.replace_certificate(&content.certificate_pem, &both).expect("written");
     let impostor = Node::start(&impostor).await;
     let pin = pki::ca_sha256(&world.secrets.ca_certificates[0]).expect("a CA");
-    let trouble = call_as_stranger(&[impostor.address().to_string()], &pin, b"secret".to_vec(), CALL).await;
+    let trouble =
+        call_as_stranger(&[impostor.address().to_string()], &pin, RequestKind::Join, b"secret".to_vec(), CALL).await;
     assert!(trouble.expect_err("refused").is("ST8002"));
 }
 
