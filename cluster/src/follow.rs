@@ -251,7 +251,7 @@ pub fn inherited(state: &ClusterState, timeline: Timeline, upstream: Option<Epoc
     let oldest = timeline.0.saturating_sub(LINEAGE_KEPT - 1).max(1);
     let entry = |number: u32| {
         let timeline = Timeline(number);
-        LineageEntry { epoch: epoch_of_timeline(timeline), timeline, began_at: None, from: None }
+        LineageEntry { epoch: epoch_of_timeline(timeline), timeline, began_at: None, from: None, xids: None }
     };
     let followed = state.follow.as_ref().map_or(Epoch(0), |follow| follow.epoch);
     // The next timeline of the followed cluster may just have come.

@@ -103,7 +103,7 @@ pub fn verdict(lost: &Lost) -> (Action, &'static str) {
         Request::Write => lost.transaction == Transaction::None,
         Request::None | Request::NotSent | Request::Read | Request::Rollback => false,
     };
-    if lost.end == End::CommittedLocally && may_have && !(numbered && !lost.answered) {
+    if lost.end == End::CommittedLocally && may_have && (!numbered || lost.answered) {
         return (Action::Unknown, "F-8");
     }
     let again = lost.kept && !lost.answered && !lost.pinned && lost.retries < RETRIES_MAX;
