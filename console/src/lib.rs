@@ -44,6 +44,10 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// A router that follows sends nothing new to the primary before this epoch, and has nothing open there.
     fn router_holds(&self, _name: &str, _epoch: Epoch) {}
+    /// Metrics of what else runs in this process, as Prometheus text.
+    fn more_metrics(&self) -> String {
+        String::new()
+    }
     /// Carries out a command, or only says what it would do.
     fn command(&self, command: Command, actor: Actor, dry_run: bool) -> BoxFuture<'_, Result<Outcome, Trouble>>;
     /// The name of who holds this bearer token; `ST8003` if nobody does.

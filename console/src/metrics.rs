@@ -86,6 +86,7 @@ pub(crate) async fn metrics(
     if native_wanted {
         body.push_str(&crate::follow::metrics(&backend.status()));
         body.push_str(&counted.text(backend.state().as_deref(), &backend.node(), backend.sample().as_deref()));
+        body.push_str(&backend.more_metrics());
     }
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response())
 }

@@ -212,16 +212,17 @@ async fn compare(client: &Client, told: Vec<Told>, report: &mut Report) {
     }
 }
 
-/// The primary, once the cluster is whole.
-pub async fn whole(cluster: &Cluster) -> String {
+/// The primary and a replica that acknowledges its commits, once every replica streams.
+pub async fn whole(cluster: &Cluster) -> (String, String) {
     let whole = cluster.wait_status("a whole cluster", |view| {
         view.primary_up
             && view.failover.is_none()
             && view.nodes.iter().all(|node| node.role != Role::Replica || node.link == Some(LinkStatus::Streaming))
             && view.durability.in_force
-            && view.durability.voters.len() == 2
+            && !view.durability.voters.is_empty()
     });
-    whole.await.primary.expect("a primary").to_string()
+    let view = whole.await;
+    (view.primary.expect("a primary").to_string(), view.durability.voters[0].clone())
 }
 
 /// `count` faults, one after the other, each on a whole cluster under load. `tell` hears of each.
@@ -232,15 +233,14 @@ pub async fn suffer(cluster: &Cluster, load: &Load, fault: Fault, count: usize, 
                 cluster.restart(name).await;
             }
         }
-        let primary = whole(cluster).await;
+        let (primary, to) = whole(cluster).await;
         load.goes_on(50).await;
         tell(run, &primary);
         match fault {
             Fault::Switchover => {
-                let to = cluster.nodes.keys().find(|name| **name != primary).expect("another node");
                 // A replica that was just attached may lose its stream once more: then nothing was changed.
-                while cluster.run(&["switchover", "--to", to, "--yes"]).await.code != 0 {
-                    assert_eq!(whole(cluster).await, primary, "a switchover that failed");
+                while cluster.run(&["switchover", "--to", &to, "--yes"]).await.code != 0 {
+                    assert_eq!(whole(cluster).await.0, primary, "a switchover that failed");
                 }
             }
             Fault::Crash => cluster.crash(&primary, "postgres").await,

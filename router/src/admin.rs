@@ -5,9 +5,11 @@ use crate::pool::Purpose;
 use crate::refusal::Refusal;
 use crate::server::{Row, read_message};
 use crate::session::ClientEntry;
+use crate::stats::{Routed, Stage};
 use crate::stream::Stream;
 use crate::topology::ReplicaUse;
 use crate::worker::{Mail, Worker};
+use routing::Token;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -33,21 +35,28 @@ pub struct ClientRow {
     server: Option<(String, u32)>,
     pins: String,
     waits: Option<Duration>,
+    token: Option<String>,
+    dirty: bool,
 }
 
 impl ClientRow {
     /// As of now.
-    pub fn of(entry: &ClientEntry, worker: usize) -> ClientRow {
+    pub fn of(entry: &ClientEntry, worker: &Worker) -> ClientRow {
         let now = Instant::now();
+        let memory = entry.memory.get();
+        let cluster = worker.topology().cluster.clone();
+        let point = worker.reads.borrow().point(memory);
         ClientRow {
             pid: entry.pid,
-            worker,
+            worker: worker.index,
             user: entry.user.clone(),
             database: entry.database.clone(),
             connected: now.duration_since(entry.since),
             server: entry.running.borrow().as_ref().map(|key| (key.node.to_string(), key.pid)),
             pins: entry.pins.borrow().iter().map(|pin| pin.as_str()).collect::<Vec<_>>().join(", "),
             waits: entry.waits.get().map(|since| now.duration_since(since)),
+            token: point.map(|point| Token { cluster, point }.to_string()),
+            dirty: memory.is_dirty(),
         }
     }
 }
@@ -61,6 +70,10 @@ enum Command {
     Nodes,
     Pins,
     Held,
+    Routes,
+    Tokens,
+    Stats,
+    Losses,
     Version,
     Pause,
     Resume,
@@ -79,6 +92,10 @@ fn parse(sql: &str) -> Result<Command, Refusal> {
         ["show", "nodes" | "databases"] => Command::Nodes,
         ["show", "pins"] => Command::Pins,
         ["show", "held"] => Command::Held,
+        ["show", "routes"] => Command::Routes,
+        ["show", "tokens"] => Command::Tokens,
+        ["show", "stats"] => Command::Stats,
+        ["show", "losses"] => Command::Losses,
         ["show", "version"] => Command::Version,
         ["pause"] => Command::Pause,
         ["resume"] => Command::Resume,
@@ -87,7 +104,7 @@ fn parse(sql: &str) -> Result<Command, Refusal> {
         _ => {
             let refusal = Refusal::unsupported(format!("the console does not know `{}`", sql.trim()));
             return Err(refusal.sqlstate("42601").detail(
-                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, PINS, HELD, VERSION; PAUSE, RESUME, KILL <client>",
+                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, PINS, HELD, ROUTES, TOKENS, STATS, LOSSES, VERSION; PAUSE, RESUME, KILL <client>",
             ));
         }
     })
@@ -130,6 +147,17 @@ impl Command {
             ],
             Command::Pins => &[("pid", Number), ("user", Text), ("database", Text), ("reasons", Text), ("node", Text)],
             Command::Held => &[("pid", Number), ("user", Text), ("database", Text), ("waits_ms", Number)],
+            Command::Routes => &[("target", Text), ("reason", Text), ("requests", Number), ("meaning", Text)],
+            Command::Tokens => &[("pid", Number), ("user", Text), ("database", Text), ("token", Text), ("state", Text)],
+            Command::Stats => &[
+                ("stage", Text),
+                ("requests", Number),
+                ("mean_us", Number),
+                ("p50_us", Number),
+                ("p90_us", Number),
+                ("p99_us", Number),
+            ],
+            Command::Losses => &[("rule", Text), ("action", Text), ("clients", Number)],
             Command::Version => &[("version", Text)],
             Command::Pause | Command::Resume | Command::Kill(_) | Command::Nothing => &[],
         }
@@ -147,6 +175,10 @@ impl Command {
             | Command::Nodes
             | Command::Pins
             | Command::Held
+            | Command::Routes
+            | Command::Tokens
+            | Command::Stats
+            | Command::Losses
             | Command::Version => "SHOW",
         }
     }
@@ -215,6 +247,26 @@ async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
             })
             .collect(),
         Command::Nodes => nodes(worker),
+        Command::Routes => {
+            let row = |it: &Routed| vec![text(it.target), text(it.reason), text(it.count), text(it.text)];
+            worker.global.stats.routed().iter().map(row).collect()
+        }
+        Command::Tokens => clients(worker).await.into_iter().map(token_row).collect(),
+        Command::Stats => {
+            let row = |stage: Stage| {
+                let times = worker.global.stats.times(stage);
+                let shares = [0.5, 0.9, 0.99].map(|share| text(times.quantile_micros(share)));
+                [text(stage.as_str()), text(times.count()), text(times.mean_micros())]
+                    .into_iter()
+                    .chain(shares)
+                    .collect()
+            };
+            Stage::ALL.map(row).to_vec()
+        }
+        Command::Losses => {
+            let losses = worker.global.stats.losses().into_iter();
+            losses.map(|(rule, action, count)| vec![text(rule), text(action), text(count)]).collect()
+        }
         Command::Version => vec![vec![text(concat!("stemma router ", env!("CARGO_PKG_VERSION")))]],
         Command::Pause => {
             worker.global.set_paused(true);
@@ -238,6 +290,15 @@ async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
         }
         Command::Nothing => Vec::new(),
     })
+}
+
+fn token_row(row: ClientRow) -> Row {
+    let state = match (&row.token, row.dirty) {
+        (Some(_), _) => "known",
+        (None, true) => "not asked for yet",
+        (None, false) => "none",
+    };
+    vec![text(row.pid), text(row.user), text(row.database), row.token, text(state)]
 }
 
 fn client_row(row: ClientRow) -> Row {

@@ -21,6 +21,7 @@ pub mod server;
 pub mod session;
 pub mod settings;
 pub mod state;
+pub mod stats;
 pub mod stream;
 pub mod tls;
 pub mod topology;
@@ -58,6 +59,8 @@ pub struct Global {
     pub paused: AtomicBool,
     /// The epoch before which nothing new is sent to a primary, and nothing is open on one: for a planned change.
     held: watch::Sender<Epoch>,
+    /// What is counted.
+    pub stats: stats::Stats,
     /// Clients of each worker.
     load: Vec<AtomicUsize>,
     mail: Arc<[Mailbox]>,
@@ -144,6 +147,7 @@ impl Router {
             seed: random(),
             paused: AtomicBool::new(false),
             held: watch::channel(Epoch(0)).0,
+            stats: stats::Stats::new(workers),
             load: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             mail: mail.into(),
             pools: Mutex::default(),
@@ -184,9 +188,38 @@ impl Router {
         self.global.held.subscribe()
     }
 
+    /// What tells of it, also after it ended.
+    pub fn meter(&self) -> Meter {
+        Meter(self.global.clone())
+    }
+
     /// Clients, logging in or in.
     pub fn clients(&self) -> usize {
         self.global.clients.load(Ordering::SeqCst)
+    }
+}
+
+/// What tells of a router.
+#[derive(Clone)]
+pub struct Meter(Arc<Global>);
+
+impl Meter {
+    /// What it counts and holds, as Prometheus text.
+    pub fn text(&self) -> String {
+        let mut out = self.0.stats.text();
+        let pools = self.0.all_pools();
+        let sum = |of: &dyn Fn(&SharedPool) -> usize| pools.iter().map(|pool| of(pool)).sum::<usize>();
+        let (total, idle) = (sum(&SharedPool::total), sum(&SharedPool::idle));
+        for (name, help, value) in [
+            ("clients", "Clients that are connected", self.0.clients.load(Ordering::SeqCst)),
+            ("servers_active", "Server connections in use", total.saturating_sub(idle)),
+            ("servers_idle", "Server connections that nobody uses", idle),
+            ("clients_waiting", "Clients that wait for a server connection", sum(&SharedPool::waiting)),
+        ] {
+            let name = format!("stemma_router_{name}");
+            out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"));
+        }
+        out
     }
 }
 

@@ -41,6 +41,13 @@ pub struct Reading {
     retry_after: Moment,
 }
 
+impl Reading {
+    /// What the session must keep seeing.
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+}
+
 /// Where a read goes.
 pub enum ReadTarget {
     /// To this replica.
@@ -135,6 +142,11 @@ impl Reads {
             Some((node, address)) => ReadTarget::Replica(*node, address.clone()),
             None => ReadTarget::Primary,
         }
+    }
+
+    /// The point that a session has reached; `None` where it is not known, or nothing was read or written yet.
+    pub fn point(&self, mut memory: Memory) -> Option<Point> {
+        memory.export(&self.sampler, &self.replicas)
     }
 
     /// A request of the session ended on the primary.

@@ -15,13 +15,14 @@ use crate::reads::{self, Reading};
 use crate::refusal::Refusal;
 use crate::server::{CancelKey, Reported, Server};
 use crate::settings::Settings;
+use crate::stats::Stage;
 use crate::stream::Stream;
 use crate::topology::NodeAddr;
 use crate::worker::{CatalogEntry, Worker};
 use model::NodeId;
-use routing::consistency::Ack;
+use routing::consistency::{Ack, Memory};
 use routing::outcome::InDoubt;
-use routing::{Encoding, Lexing};
+use routing::{Encoding, Lexing, Reason};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub struct ClientEntry {
     pub since: Instant,
     /// What runs its statement now.
     pub running: RefCell<Option<Arc<CancelKey>>>,
+    /// What its reads must see.
+    pub memory: Cell<Memory>,
     /// Cancel requests on their way to that server.
     pub cancels: Cell<u32>,
     /// Why it keeps its server.
@@ -69,6 +72,7 @@ impl ClientEntry {
             database: database.to_owned(),
             since: Instant::now(),
             running: RefCell::default(),
+            memory: Cell::default(),
             cancels: Cell::new(0),
             pins: RefCell::default(),
             waits: Cell::new(None),
@@ -166,6 +170,10 @@ pub struct Session {
     limit: Option<usize>,
     /// What follows is not for the replica that is attached.
     leaving: bool,
+    /// Why the request at hand goes where it goes.
+    why: Reason,
+    /// The request that is timed: when it was read, and when it was sent.
+    timed: Option<(Instant, Instant)>,
 }
 
 impl Session {
@@ -212,6 +220,8 @@ impl Session {
             wanted: None,
             limit: None,
             leaving: false,
+            why: Reason::Control,
+            timed: None,
         }
     }
 
@@ -222,7 +232,9 @@ impl Session {
                 Turn::Acquire => {
                     self.entry.waits.set(Some(Instant::now()));
                     let found = Box::pin(self.acquire()).await;
-                    self.entry.waits.set(None);
+                    if let Some(since) = self.entry.waits.take() {
+                        self.worker.stats().took(Stage::Queue, since.elapsed());
+                    }
                     match found {
                         Ok(server) => self.attach(server),
                         Err(Failure::ClientGone) => break,

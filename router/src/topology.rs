@@ -87,6 +87,8 @@ pub struct Replica {
 /// The cluster's servers at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Topology {
+    /// The cluster's name; it stands in the tokens.
+    pub cluster: String,
     /// Number of the primacy; servers of an older one take no writes from us.
     pub epoch: Epoch,
     /// The primary, where one accepts writes.

@@ -12,6 +12,7 @@ use crate::reads::Reads;
 use crate::scram::Proof;
 use crate::server;
 use crate::session::ClientEntry;
+use crate::stats::WorkerStats;
 use crate::topology::{NodeAddr, Switching, Topology};
 use model::Epoch;
 use routing::Catalog;
@@ -179,6 +180,11 @@ impl Worker {
             positions: Notify::new(),
             news: Notify::new(),
         })
+    }
+
+    /// What this worker counts.
+    pub fn stats(&self) -> &WorkerStats {
+        self.global.stats.worker(self.index)
     }
 
     /// The configuration in force.
@@ -368,7 +374,7 @@ impl Worker {
                 }
                 Mail::Survey(reply) => {
                     let clients = self.clients.borrow();
-                    let _ = reply.send(clients.values().map(|entry| ClientRow::of(entry, self.index)).collect());
+                    let _ = reply.send(clients.values().map(|entry| ClientRow::of(entry, &self)).collect());
                 }
                 Mail::IsQuiet { epoch, reply } => {
                     let _ = reply.send(self.is_quiet(epoch));

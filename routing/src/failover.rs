@@ -91,6 +91,22 @@ pub enum Action {
     Resolve,
 }
 
+impl Action {
+    /// One word, for labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::Silent => "silent",
+            Action::SayGone => "say-gone",
+            Action::SendAgain => "send-again",
+            Action::Aborted => "aborted",
+            Action::Unknown => "unknown",
+            Action::RolledBack => "rolled-back",
+            Action::Committed => "committed",
+            Action::Resolve => "resolve",
+        }
+    }
+}
+
 /// Most times that a request is sent again.
 pub const RETRIES_MAX: u8 = 2;
 

@@ -207,7 +207,11 @@ pub enum Command {
     #[command(
         after_help = "The file:\n  nodes = [\"http://db1:8008\", \"http://db2:8008\"]\n  [router]\n  listen = \"0.0.0.0:6432\"\n  users_file = \"/etc/stemma/users.txt\"\nThe keys of [router] are in docs/configuration.md; it may also stand in a node file, then `stemma run` runs the router."
     )]
-    Router,
+    Router {
+        /// Ask a router that runs instead
+        #[command(subcommand)]
+        command: Option<RouterCommand>,
+    },
     /// How a driver writes down where the router is
     #[command(
         after_help = "Examples:\n  stemma dsn --for psycopg --host db.example.org:6432 --database shop --user ann"
@@ -564,6 +568,41 @@ pub enum RescueFormat {
     /// One JSON document a line.
     Jsonl,
 }
+
+/// `stemma router ...`
+#[derive(Debug, Subcommand)]
+pub enum RouterCommand {
+    /// Servers, times and losses of a router that runs
+    Status {
+        /// The router and one of its `admins`; the password may be in PGPASSWORD
+        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
+        url: String,
+    },
+    /// Its server connections and who waits for them
+    Pools {
+        /// The router and one of its `admins`; the password may be in PGPASSWORD
+        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
+        url: String,
+    },
+    /// Its clients
+    Clients {
+        /// The router and one of its `admins`; the password may be in PGPASSWORD
+        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
+        url: String,
+    },
+    /// Pools, times and decisions, every two seconds
+    Top {
+        /// The router and one of its `admins`; the password may be in PGPASSWORD
+        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
+        url: String,
+        /// End after so many pictures
+        #[arg(long, value_name = "COUNT")]
+        count: Option<u64>,
+    },
+}
+
+/// Where a router is asked unless the command line says otherwise.
+const ROUTER_URL: &str = "postgresql://postgres@127.0.0.1:6432/stemma";
 
 /// `stemma cert ...`
 #[derive(Debug, Subcommand)]

@@ -22,6 +22,8 @@ fn arguments_read_as_people_type_them() {
         "stemma sandbox crash n1 --what host --dir /tmp/x",
         "stemma cert rotate n1",
         "stemma explain ST2107",
+        "stemma --config /etc/stemma/router.toml router",
+        "stemma router top --url postgresql://ann@db:6432/stemma --count 1",
     ] {
         Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
     }

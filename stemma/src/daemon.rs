@@ -18,7 +18,7 @@ use model::{
 use postgres::DataDir;
 use sd_notify::NotifyState;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,6 +35,8 @@ const SERVER_STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// The API's view of a keeper.
 struct KeeperBackend {
     keeper: Arc<Keeper>,
+    /// Of the router that runs beside it.
+    meter: OnceLock<router::Meter>,
 }
 
 impl Backend for KeeperBackend {
@@ -55,6 +57,9 @@ impl Backend for KeeperBackend {
     }
     fn changes(&self) -> BoxStream<'static, ()> {
         self.keeper.changes()
+    }
+    fn more_metrics(&self) -> String {
+        self.meter.get().map(router::Meter::text).unwrap_or_default()
     }
     fn router_joins(&self, name: &str) -> Option<Box<dyn Send>> {
         self.keeper.router_joins(name).map(|seat| Box::new(seat) as Box<dyn Send>)
@@ -343,8 +348,8 @@ pub async fn run(path: &std::path::Path) -> Result<(), Trouble> {
     let api = file.api.listen;
     let keeper = Keeper::start(config(file.clone())?).await?;
     let stopping = keeper.stopping();
-    let backend = Arc::new(KeeperBackend { keeper: keeper.clone() });
-    let served = match console::serve(api, backend, stopping.clone()).await {
+    let backend = Arc::new(KeeperBackend { keeper: keeper.clone(), meter: OnceLock::new() });
+    let served = match console::serve(api, backend.clone(), stopping.clone()).await {
         Ok(served) => served,
         Err(trouble) => {
             keeper.stop().await;
@@ -355,7 +360,10 @@ pub async fn run(path: &std::path::Path) -> Result<(), Trouble> {
     wait_for_first_status(&keeper).await;
     let front = match &file.router {
         Some(section) => match front::beside(&keeper, section).await {
-            Ok(router) => Some(router),
+            Ok(router) => {
+                let _ = backend.meter.set(router.meter());
+                Some(router)
+            }
             Err(trouble) => {
                 // The database must not be unkept for the router's sake; and whoever wrote [router] wants to hear of it.
                 keeper.stop().await;

@@ -6,10 +6,12 @@ use futures_util::StreamExt;
 use keeper::Keeper;
 use model::{LagBytes, Millis, ReplicaKind, Role, Trouble};
 use router::topology::{Primary, Replica, ReplicaUse, Switching};
-use router::{NodeAddr, Router, Topology};
+use router::{Meter, NodeAddr, Router, Topology};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -26,7 +28,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The servers of a node's view. Who takes writes is what consensus says: whether that server answers shows soon enough.
 pub fn topology(told: &model::Topology) -> Topology {
-    let mut found = Topology { epoch: told.primary.epoch, lineage: told.lineage.clone(), ..Topology::default() };
+    let (cluster, lineage) = (told.cluster.clone(), told.lineage.clone());
+    let mut found = Topology { cluster, epoch: told.primary.epoch, lineage, ..Topology::default() };
     let primary = &told.primary;
     if let (Some(name), Some(host), Some(port)) = (&primary.name, &primary.host, primary.port) {
         let addr = NodeAddr::tcp(host.clone(), port);
@@ -132,6 +135,9 @@ pub async fn alone(path: Option<&Path>) -> Result<(), Trouble> {
     let sender = Arc::new(sender);
     let router = Router::start(file.router.config()?, receiver).await?;
     tracing::info!(addresses = ?router.addresses(), "router listens");
+    if let Some(listen) = file.router.metrics() {
+        tell_metrics(listen, router.meter()).await?;
+    }
     let name = router_name();
     for address in &addresses {
         tokio::spawn(follow(address.clone(), name.clone(), sender.clone()));
@@ -150,6 +156,22 @@ pub async fn alone(path: Option<&Path>) -> Result<(), Trouble> {
             },
         }
     }
+}
+
+/// Answers `GET /metrics`, and nothing else: a router on its own has no API.
+async fn tell_metrics(listen: SocketAddr, meter: Meter) -> Result<(), Trouble> {
+    let taken = |error| {
+        let hint = "free the port, or choose another for `metrics` in [router]";
+        Trouble::port_taken(format!("the router's metrics cannot be told at {listen}"), hint).because(error)
+    };
+    let listener = TcpListener::bind(listen).await.map_err(taken)?;
+    let text = move || {
+        let meter = meter.clone();
+        async move { ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], meter.text()) }
+    };
+    let service = axum::Router::new().route("/metrics", axum::routing::get(text));
+    tokio::spawn(async move { axum::serve(listener, service).await });
+    Ok(())
 }
 
 /// Follows one node's events. Every node is followed, since one that is cut off believes in the past.

@@ -80,13 +80,17 @@ fn describe_command(text: &mut String, command: &Command, parent: &str, depth: u
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let _ = write!(text, "{} {name}\n\n{}.\n\n", "#".repeat(depth), about.trim_end_matches('.'));
     let children: Vec<&Command> = command.get_subcommands().filter(|child| shown(child)).collect();
-    if !children.is_empty() {
-        for child in children {
-            describe_command(text, child, &name, depth + 1);
-        }
-        return;
+    // Some do something of their own where no further word follows.
+    if children.is_empty() || !command.is_subcommand_required_set() {
+        describe_own(text, command, &name);
     }
-    let _ = write!(text, "```console\n$ {}\n```\n\n", usage(command, &name));
+    for child in children {
+        describe_command(text, child, &name, depth + 1);
+    }
+}
+
+fn describe_own(text: &mut String, command: &Command, name: &str) {
+    let _ = write!(text, "```console\n$ {}\n```\n\n", usage(command, name));
     let own =
         command.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help" && !arg.is_hide_set());
     let table = option_table(own);

@@ -55,6 +55,11 @@ pub const KEYS: &[KeyDoc] = &[
         "`\"session\"`",
         "What a read on a replica must see: `\"session\"` (what its session wrote and saw), `\"eventual\"`, or `\"strong\"` (always the primary).",
     ),
+    key(
+        "router.metrics",
+        "none",
+        "Address and port at which a router on its own answers `GET /metrics`. In a node its metrics are among the node's.",
+    ),
     key("router.admins", "none", "List of users who may use the console (`psql -d stemma`)."),
 ];
 
@@ -90,6 +95,7 @@ pub struct Section {
     #[serde(default)]
     split: bool,
     consistency: Option<String>,
+    metrics: Option<SocketAddr>,
     #[serde(default)]
     admins: Vec<String>,
 }
@@ -139,6 +145,11 @@ impl Section {
             OneOrMany::One(address) => vec![*address],
             OneOrMany::Many(addresses) => addresses.clone(),
         }
+    }
+
+    /// Where a router on its own tells its metrics.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// The checked values, with everything that is in other files.

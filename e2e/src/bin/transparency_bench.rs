@@ -1,6 +1,6 @@
 //! Measures what clients of a router notice when the primary changes under a load like TPC-B.
 //!
-//! `transparency_bench [RUNS] [CLIENTS]` makes a cluster of three servers and a router, and RUNS switchovers, then RUNS
+//! `transparency_bench [RUNS] [CLIENTS] [switchover|crash]` makes a cluster of three servers and a router, and RUNS switchovers, then RUNS
 //! times `kill -9` of the primary's server. `STEMMA_BIN` names the program. The exit status is 1 where a switchover was
 //! noticed, a connection was lost, an error was none of 40001 and 08007, or the data is not what clients were told.
 
@@ -10,10 +10,13 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1).map(|text| text.parse().expect("a number"));
-    let (runs, clients) = (arguments.next().unwrap_or(30), arguments.next().unwrap_or(8));
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default| arguments.next().map_or(default, |text| text.parse().expect("a number"));
+    let (runs, clients) = (number(30), number(8));
+    let only = arguments.next();
     let mut well = true;
-    for (fault, name) in [(Fault::Switchover, "switchover"), (Fault::Crash, "crash")] {
+    let faults = [(Fault::Switchover, "switchover"), (Fault::Crash, "crash")];
+    for (fault, name) in faults.into_iter().filter(|(_, name)| only.as_deref().is_none_or(|only| only == *name)) {
         let report = measure(fault, name, runs, clients).await;
         println!("{name}: runs {runs}  clients {clients}  {report}");
         for line in report.unknown.iter().chain(&report.violations) {

@@ -52,6 +52,7 @@ impl Session {
         };
         let (action, rule) = verdict(&lost);
         tracing::info!(rule, ?action, ?lost, why, "a client's server was lost");
+        self.worker.global.stats.lost(rule, action.as_str());
         if self.exchange.mid_message() {
             return After::Gone;
         }
@@ -104,6 +105,11 @@ impl Session {
         entry.waits.set(None);
         tracing::info!(?doubt, ?found, "a commit without an answer was looked up");
         let Some(found) = found else { return false };
+        worker.global.stats.looked_up(match found {
+            Outcome::Committed | Outcome::CommittedHere => "committed",
+            Outcome::Aborted(_) => "aborted",
+            Outcome::Running | Outcome::Unknown(_) => "unknown",
+        });
         self.tell(found, doubt.xid);
         true
     }

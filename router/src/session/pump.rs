@@ -3,9 +3,11 @@
 use super::{Session, Turn, lexing};
 use crate::exchange::{Answered, Context as Reading, LocalContext, Stop};
 use crate::prepared::Judge;
+use crate::stats::Stage;
 use crate::worker::Scratch;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 use wire::build;
 
 /// Answers that a client does not fetch, before its further messages are left unread.
@@ -37,6 +39,7 @@ impl Session {
             Poll::Ready(Ok(read)) => read,
             Poll::Ready(Err(error)) => return Err(lost(error)),
         };
+        let heard = self.timed.map(|_| Instant::now());
         scratch.input[..kept].copy_from_slice(&server.inbox);
         server.inbox.clear();
         let input = &scratch.input[..kept + read];
@@ -52,6 +55,14 @@ impl Session {
                 tracing::error!(problem = desync.0, "a server connection is out of step and is closed");
                 return Err(Turn::ServerLost(desync.0));
             }
+        }
+        if let (Some((began, sent)), Some(heard)) = (self.timed, heard)
+            && self.exchange.quiet()
+        {
+            self.timed = None;
+            let stats = self.worker.stats();
+            stats.took(Stage::Server, heard.duration_since(sent));
+            stats.took(Stage::Router, sent.duration_since(began) + heard.elapsed());
         }
         self.after_answers();
         Ok(true)
@@ -119,6 +130,7 @@ impl Session {
         if self.server.is_none() && !self.take_server(input)? {
             return Ok(true);
         }
+        let began = Instant::now();
         let (all, mut input) = (input, input);
         if self.replica.is_some() && !self.exchange.mid_request() {
             match self.replica_share(all) {
@@ -151,9 +163,13 @@ impl Session {
         let (client, known) = (&mut self.statements, &mut server.statements);
         let mut interner = self.worker.interner.borrow_mut();
         let mut reading = Reading { client, server: known, interner: &mut interner, judge };
+        let begins = self.exchange.quiet().then_some(began);
         let done = self.exchange.client_bytes(input, &mut reading, to_server, to_client);
         drop(interner);
         let sent = server.stream.send(context, to_server, input, &mut server.outbox);
+        if let Some(began) = begins.filter(|_| !to_server.is_empty()) {
+            self.timed = Some((began, Instant::now()));
+        }
         if !to_client.is_empty() {
             self.client.send(context, to_client, &[], &mut self.outbox).map_err(|_| Turn::End)?;
         }

@@ -6,8 +6,10 @@ use crate::exchange;
 use crate::pool::{Pool, Purpose};
 use crate::prepared::Judge;
 use crate::reads::ReadTarget;
+use crate::stats::Decision;
 use routing::route::Traced;
-use routing::{Class, Effect, Route};
+use routing::{Class, Effect, Reason, Route};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 use wire::frame::{HEADER_BYTES, client_header};
@@ -83,11 +85,26 @@ impl Session {
             && !crate::admin::is_paused(&self.worker)
             && self.mode == PoolMode::Transaction
             && !self.primary_only;
-        self.limit = if split { self.only_reads(input) } else { None };
-        if self.limit.is_none() {
+        if !split {
+            self.limit = None;
+            self.worker.stats().decided(Decision::Unsplit);
             return ReadTarget::Primary;
         }
-        self.worker.reads.borrow_mut().target(&mut self.reading, &config)
+        let why = Cell::new(Reason::Control);
+        self.limit = self.only_reads(input, &why);
+        self.why = why.get();
+        if self.limit.is_none() {
+            self.worker.stats().decided(Decision::Primary(self.why));
+            return ReadTarget::Primary;
+        }
+        let target = self.worker.reads.borrow_mut().target(&mut self.reading, &config);
+        match target {
+            ReadTarget::Replica(..) => self.worker.stats().decided(Decision::Replica(self.why)),
+            ReadTarget::Primary => self.worker.stats().decided(Decision::NoReplica),
+            // It is decided anew once the position is known.
+            ReadTarget::Position(_) => {}
+        }
+        target
     }
 
     /// How much of `input` a replica may be given now; `None` where it must be given up first.
@@ -101,20 +118,22 @@ impl Session {
         }
         match self.limit.take() {
             Some(limit) => Some(limit),
-            None => self.only_reads(input),
+            None => self.only_reads(input, &Cell::new(Reason::Control)),
         }
     }
 
     /// The length of the request at the front of `input`, a query or a segment up to its Sync, where it is all there and
     /// a replica may run it.
-    pub(super) fn only_reads(&self, input: &[u8]) -> Option<usize> {
+    pub(super) fn only_reads(&self, input: &[u8], why: &Cell<Reason>) -> Option<usize> {
         let catalog = self.catalog.get();
         let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
         let session = self.exchange.state().for_routing();
         let fits = |route: &Route| {
             let begins = |effect: &Effect| matches!(effect, Effect::Begin(modes) if modes.read_only == Some(true));
             let harmless = |traced: &Traced| traced.effect == Effect::CopyOut;
-            match route.decide(&session).0 {
+            let (class, reason) = route.decide(&session);
+            why.set(reason);
+            match class {
                 Class::Read => route.effects.iter().all(harmless),
                 Class::Transaction => route.parts == 1 && matches!(&*route.effects, [only] if begins(&only.effect)),
                 Class::Write | Class::Session => false,
@@ -159,6 +178,7 @@ impl Session {
             Some((node, began)) => reads.on_replica(&mut self.reading, node, began, config.consistency, false),
             None => reads.on_primary(&mut self.reading),
         }
+        self.entry.memory.set(self.reading.memory());
     }
 
     /// Whether the attached server belongs to a primacy that is over. Nothing may be written there any more.

@@ -11,6 +11,7 @@ mod node;
 mod op;
 mod primacy;
 mod rescue;
+mod router;
 pub mod settings_bridge;
 mod status;
 pub mod target;
@@ -65,7 +66,8 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Init(args) => local::init(&context, args).await,
         Command::Join(args) => local::join(&context, args).await,
         Command::Run { .. } => local::run(&context).await,
-        Command::Router => crate::front::alone(context.global.config.as_deref()).await.map(|()| 0),
+        Command::Router { command: None } => crate::front::alone(context.global.config.as_deref()).await.map(|()| 0),
+        Command::Router { command: Some(command) } => router::run(&context, command).await,
         Command::Dsn { driver, host, database, user, ca_file } => {
             local::dsn(&context, &driver, &host, Place { hosts: Vec::new(), database, user, ca_file })
         }

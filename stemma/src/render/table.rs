@@ -59,14 +59,19 @@ impl<T: Into<String>> From<T> for Cell {
 /// A table in the making.
 #[derive(Debug)]
 pub struct Table {
-    header: Vec<&'static str>,
+    header: Vec<String>,
     rows: Vec<Vec<Cell>>,
 }
 
 impl Table {
     /// With these column names.
     pub fn new(header: &[&'static str]) -> Table {
-        Table { header: header.to_vec(), rows: Vec::new() }
+        Table::owned(header.iter().map(ToString::to_string).collect())
+    }
+
+    /// The same, where the names are not ours.
+    pub fn owned(header: Vec<String>) -> Table {
+        Table { header, rows: Vec::new() }
     }
 
     /// Adds a row, as many cells as there are columns.
@@ -80,7 +85,7 @@ impl Table {
         let widths = self.widths();
         let kept = columns_that_fit(&widths, look.width);
         let mut lines = Vec::with_capacity(self.rows.len() + 1);
-        let header: Vec<Cell> = self.header.iter().map(|name| Cell::toned(Tone::Quiet, *name)).collect();
+        let header: Vec<Cell> = self.header.iter().map(|name| Cell::toned(Tone::Quiet, name.as_str())).collect();
         for cells in std::iter::once(&header).chain(&self.rows) {
             lines.push(line(look, cells, &kept));
         }
