@@ -69,6 +69,7 @@ pub mod procedure;
 pub mod recruit;
 pub mod rejoin;
 pub mod switchover;
+pub mod watch;
 
 use model::{ClusterState, Millis, Site, WallTime};
 

@@ -1,6 +1,8 @@
 //! What the keepers say to each other about who is primary: this keeper's own word, the words heard, the leases, and
 //! from all of that the facts that `cluster::failover` decides by. Touches neither disk nor database.
 
+mod deadline;
+
 use super::word::Word;
 use crate::clock;
 use cluster::failover::detect::{self, Evidence, OwnWord, Said, Stream};
@@ -14,6 +16,8 @@ use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, NodeSample, Timeli
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+
+pub(crate) use deadline::ServerRight;
 
 /// The lease's times.
 pub(crate) const LEASE: lease::Timing = lease::LAN;
