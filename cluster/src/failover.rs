@@ -71,6 +71,7 @@ pub mod procedure;
 pub mod recruit;
 pub mod rejoin;
 pub mod switchover;
+pub mod watch;
 
 use model::{ClusterState, Millis, Site, WallTime};
 

@@ -8,10 +8,12 @@ mod ledger_file;
 pub(crate) mod probe;
 pub(crate) mod routers;
 pub(crate) mod shared_step;
+mod watcher;
 mod witness;
 mod word;
 
 pub(crate) use council::{Council, OwnPart};
 pub(crate) use ledger_file::LedgerFile;
+pub use watcher::COMMAND as WATCHER_COMMAND;
 pub(crate) use witness::WitnessPart;
 pub(crate) use word::Word;

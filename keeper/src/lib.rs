@@ -18,7 +18,9 @@ pub mod pki;
 mod sampler;
 pub mod store;
 pub mod token;
+pub mod watcher;
 
+pub use failover::WATCHER_COMMAND;
 pub use failover::routers::RouterSeat;
 pub use identity::{ConsensusChoice, IdentityFiles, NodeIdentity};
 pub use node::{Keeper, server_spec};

@@ -250,7 +250,10 @@ impl Keeper {
 
     async fn drive(self: &Arc<Self>, spec: ServerSpec, node: crate::node_config::PostgresqlNode) {
         let (council, local) = (self.council.clone(), self.local.clone());
-        fence::start(council.clone(), local.clone(), spec.clone(), self.stop.clone());
+        let guarded = fence::start(council.clone(), local.clone(), spec.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let _ = guarded.await;
+        });
         self.tasks.spawn(health::run(council, local, spec.clone(), self.stop.clone()));
         if let Err(trouble) = enrol::write_credentials_of(&self.config, &self.store) {
             tracing::warn!(%trouble, "credentials file not written");

@@ -412,6 +412,37 @@ fn send(pidfd: &OwnedFd, pid: i32, signal: Signal) -> Result<(), Trouble> {
     }
 }
 
+/// A data directory by its identity, found while its disk still answered. Killing what works in it later asks /proc alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guarded(Place);
+
+impl Guarded {
+    /// Of this directory, if it is there.
+    pub fn of(data_dir: &Path) -> Option<Guarded> {
+        Place::of(data_dir).map(Guarded)
+    }
+
+    /// One round of killing: the processes that were found. Nothing is left when there are none.
+    pub fn kill(self) -> Vec<i32> {
+        let living: Vec<i32> = processes().filter(|pid| is_server_process(*pid, self.0)).collect();
+        for pid in &living {
+            if let Ok(Some(pidfd)) = open_pidfd(*pid)
+                && is_server_process(*pid, self.0)
+            {
+                // What cannot be killed is found again in the next round.
+                let _ = send(&pidfd, *pid, Signal::KILL);
+            }
+        }
+        living
+    }
+}
+
+/// Asks the system to run this process before others and not to end it for want of memory, as far as it is permitted.
+pub fn be_urgent() {
+    let _ = rustix::process::setpriority_process(None, -20);
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
 /// Kills the postmaster and every process of the data directory until none is left; says how many were killed.
 pub async fn kill_everything(spec: &ServerSpec, deadline: Duration) -> Result<u32, Trouble> {
     kill_in_directories(&[&spec.data_dir], deadline).await

@@ -236,6 +236,12 @@ pub enum Command {
     /// Asks a server on behalf of `stemma init --adopt`
     #[command(hide = true)]
     AdoptSession,
+    /// Ends a server whose lease ran out while its keeper hung
+    #[command(hide = true)]
+    LeaseWatcher {
+        /// Data directory of the server
+        data_dir: PathBuf,
+    },
     /// Throw-away local clusters of real servers
     #[command(subcommand)]
     Sandbox(SandboxCommand),

@@ -43,6 +43,10 @@ fn start(cli: Cli) -> Result<u8, Trouble> {
         // Fails only where the process leads a session already, and then there is nothing to leave.
         let _ = nix::unistd::setsid();
     }
+    if let Command::LeaseWatcher { data_dir } = &cli.command {
+        // Before there are threads of a runtime: it is to be small, and to wait for nothing.
+        return keeper::watcher::run(data_dir).map(|()| 0);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
         Trouble::os("the runtime did not start", "look at the limits of this user (ulimit -a)").because(error)
     })?;

@@ -1,6 +1,8 @@
 //! What the keepers say to each other about who is primary: this keeper's own word, the words heard, the leases, and
 //! from all of that the facts that `cluster::failover` decides by. Touches neither disk nor database.
 
+mod deadline;
+
 use super::routers::Routers;
 use super::word::Word;
 use crate::clock;
@@ -15,6 +17,8 @@ use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, NodeSample, Timeli
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+
+pub(crate) use deadline::ServerRight;
 
 /// The lease's times.
 pub(crate) const LEASE: lease::Timing = lease::LAN;

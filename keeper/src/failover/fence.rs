@@ -1,12 +1,15 @@
 //! Ends the server when the lease has ended that allows it to acknowledge commits alone. On a thread of its own, so that
-//! it acts on time whatever the runtime is busy with.
+//! it acts on time whatever the runtime is busy with. A watcher, a process of its own, is told until when it may go on, for
+//! the case that the keeper as a whole does not act.
 
 use super::Council;
+use super::watcher::Watcher;
 use crate::clock;
 use crate::local::Local;
 use postgres::ServerSpec;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// How often it is looked; a small part of the lease's margin.
@@ -14,14 +17,23 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long killing everything may take before it is told, and begun again.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Starts the thread; it ends with `stop`.
-pub(crate) fn start(council: Arc<Council>, local: Arc<Local>, spec: ServerSpec, stop: CancellationToken) {
+/// Starts the thread; it ends with `stop`, and what is returned then: a keeper must not be gone before its watcher is
+/// dismissed, which would take that for a death.
+pub(crate) fn start(
+    council: Arc<Council>,
+    local: Arc<Local>,
+    spec: ServerSpec,
+    stop: CancellationToken,
+) -> oneshot::Receiver<()> {
+    let (ended, end) = oneshot::channel();
     let guard = move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
             tracing::error!("the lease is not guarded: no runtime");
             return;
         };
+        let mut watcher = Watcher::new(&spec.data_dir);
         while !stop.is_cancelled() {
+            watcher.tell(council.server_right(clock::now()));
             if council.must_fence(clock::now()) && !postgres::server_processes(&spec.data_dir).is_empty() {
                 tracing::warn!("the lease has ended; killing every process of the database server");
                 match runtime.block_on(postgres::kill_everything(&spec, KILL_DEADLINE)) {
@@ -32,8 +44,11 @@ pub(crate) fn start(council: Arc<Council>, local: Arc<Local>, spec: ServerSpec, 
             }
             std::thread::sleep(LOOK_INTERVAL);
         }
+        watcher.dismiss();
+        let _ = ended.send(());
     };
     if let Err(error) = std::thread::Builder::new().name("fence".into()).spawn(guard) {
         tracing::error!(%error, "the lease is not guarded");
     }
+    end
 }

@@ -1,0 +1,33 @@
+//! Until when this node's rights hold, for the watcher beside the keeper.
+
+use super::{Council, LEASE, OwnPart};
+use cluster::failover::lease::{self, HolderVerdict};
+use model::Moment;
+
+/// Until when the server may go on as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerRight {
+    /// This keeper has only started and does not know yet.
+    Unknown,
+    /// It needs no lease.
+    Free,
+    /// The lease must be renewed before this moment.
+    Until(Moment),
+}
+
+impl Council {
+    /// Until when the server may go on. The same as `must_fence` asks, as a moment.
+    pub(crate) fn server_right(&self, now: Moment) -> ServerRight {
+        let inner = self.lock();
+        let Some(epoch) = inner.own.guarded else {
+            return if inner.own == OwnPart::default() { ServerRight::Unknown } else { ServerRight::Free };
+        };
+        let Some(electors) = lease::needed(&inner.electors, &inner.listed) else { return ServerRight::Free };
+        match inner.holder.verdict(epoch, &electors, now, &LEASE) {
+            HolderVerdict::Serve { fence_at } => ServerRight::Until(fence_at),
+            // It may have held one before; the watcher of its predecessor knows until when.
+            HolderVerdict::Fence if now.since(inner.started_at) < LEASE.term => ServerRight::Unknown,
+            HolderVerdict::Fence => ServerRight::Until(now),
+        }
+    }
+}
