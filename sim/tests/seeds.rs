@@ -97,7 +97,7 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 22] = [
     (Mutant::PromiseNotSynced, None, 20),
     (Mutant::NonVoterWins, None, 30),
     (Mutant::CutNotSeen, None, 11),
-    (Mutant::ForgetUnsettled, Some(CommitMode::Quorum), 304),
+    (Mutant::ForgetUnsettled, None, 3_000_000_130),
     (Mutant::PositionOnly, Some(CommitMode::SemiSync), 157),
     (Mutant::ReportBeforeReplay, None, 2),
     (Mutant::RuleNotFrozen, None, 23),

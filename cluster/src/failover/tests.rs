@@ -367,7 +367,10 @@ fn a_forced_attempt_that_finds_nobody_goes_on_as_an_automatic_one_where_it_canno
 #[test]
 fn the_descent_of_a_winner_that_was_left_aside_knows_where_it_began() {
     let state = chosen();
-    let again = procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "it died", "stemma", NOW).expect("claimed");
+    let mut again =
+        procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "it died", "stemma", NOW).expect("claimed");
+    let first = LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None };
+    again.lineage.insert(0, first);
     let choose = |state: &ClusterState, epoch: u64, node: u64, held: Recruited| {
         let failover = state.failover.as_ref().expect("claimed");
         let reports = BTreeMap::from([(NodeId(node), report(epoch, Some(held)))]);
