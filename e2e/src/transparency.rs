@@ -73,6 +73,8 @@ impl fmt::Display for Report {
 pub struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
+    /// The longest time between two answers to one client lately, in microseconds.
+    stall: Arc<AtomicU64>,
     clients: Vec<JoinHandle<(Vec<Told>, Duration, bool)>>,
 }
 
@@ -88,13 +90,14 @@ impl Load {
         );
         front.client().await.batch_execute(&tables).await.expect("tables are made");
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let stall = Arc::new(AtomicU64::new(0));
         let mut clients = Vec::new();
         for index in 0..count {
             let client = front.client().await;
-            let (stop, done) = (stop.clone(), done.clone());
-            clients.push(tokio::spawn(work(client, index as i64, stop, done)));
+            let (stop, done, stall) = (stop.clone(), done.clone(), stall.clone());
+            clients.push(tokio::spawn(work(client, index as i64, stop, done, stall)));
         }
-        Load { stop, done, clients }
+        Load { stop, done, stall, clients }
     }
 
     /// Waits for `more` acknowledged transactions.
@@ -105,6 +108,11 @@ impl Load {
             if done >= wanted { Ok(()) } else { Err(format!("{done} of {wanted}")) }
         })
         .await;
+    }
+
+    /// The longest time between two answers to one client since this was last asked.
+    pub fn take_stall(&self) -> Duration {
+        Duration::from_micros(self.stall.swap(0, Ordering::SeqCst))
     }
 
     /// Ends the work and compares what was told with what is there.
@@ -124,13 +132,20 @@ impl Load {
     }
 }
 
-async fn work(client: Client, index: i64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> (Vec<Told>, Duration, bool) {
+async fn work(
+    client: Client,
+    index: i64,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    lately: Arc<AtomicU64>,
+) -> (Vec<Told>, Duration, bool) {
     let (mut told, mut stall, mut answered) = (Vec::new(), Duration::ZERO, Instant::now());
     let mut number = index * 1_000_000_000;
     while !stop.load(Ordering::SeqCst) {
         number += 1;
         let outcome = if index % 2 == 0 { simple(&client, number).await } else { prepared(&client, number).await };
         stall = stall.max(answered.elapsed());
+        lately.fetch_max(answered.elapsed().as_micros() as u64, Ordering::SeqCst);
         answered = Instant::now();
         let error = outcome.err().map(|error| match error.as_db_error() {
             Some(said) => (said.code().code().to_owned(), said.detail().unwrap_or_default().to_owned()),
@@ -226,16 +241,23 @@ pub async fn whole(cluster: &Cluster) -> (String, String) {
 }
 
 /// `count` faults, one after the other, each on a whole cluster under load. `tell` hears of each.
-pub async fn suffer(cluster: &Cluster, load: &Load, fault: Fault, count: usize, mut tell: impl FnMut(usize, &str)) {
+pub async fn suffer(
+    cluster: &Cluster,
+    load: &Load,
+    fault: Fault,
+    count: usize,
+    mut tell: impl FnMut(usize, &str, Duration),
+) {
     for run in 1..=count {
         if fault == Fault::Crash && run > 1 && run % FAILOVERS_FREE == 1 {
             for name in cluster.nodes.keys() {
                 cluster.restart(name).await;
+                whole(cluster).await;
             }
         }
         let (primary, to) = whole(cluster).await;
         load.goes_on(50).await;
-        tell(run, &primary);
+        load.take_stall();
         match fault {
             Fault::Switchover => {
                 // A replica that was just attached may lose its stream once more: then nothing was changed.
@@ -246,6 +268,7 @@ pub async fn suffer(cluster: &Cluster, load: &Load, fault: Fault, count: usize, 
             Fault::Crash => cluster.crash(&primary, "postgres").await,
         }
         load.goes_on(50).await;
+        tell(run, &primary, load.take_stall());
     }
     whole(cluster).await;
 }

@@ -250,7 +250,8 @@ async fn hold(global: Arc<Global>) {
     let mut news = global.topology.subscribe();
     loop {
         let wanted = news.borrow_and_update().switching.as_ref().map(|switching| switching.epoch);
-        if let Some(epoch) = wanted.filter(|epoch| *global.held.borrow() < *epoch) {
+        let held = *global.held.borrow();
+        if let Some(epoch) = wanted.filter(|epoch| held < *epoch) {
             if is_quiet(&global, epoch).await {
                 global.held.send_replace(epoch);
                 tracing::info!(%epoch, "statements are held for a planned change of primary");

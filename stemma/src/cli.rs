@@ -210,7 +210,7 @@ pub enum Command {
     Router {
         /// Ask a router that runs instead
         #[command(subcommand)]
-        command: Option<RouterCommand>,
+        command: Option<crate::commands::router::RouterCommand>,
     },
     /// How a driver writes down where the router is
     #[command(
@@ -574,41 +574,6 @@ pub enum RescueFormat {
     /// One JSON document a line.
     Jsonl,
 }
-
-/// `stemma router ...`
-#[derive(Debug, Subcommand)]
-pub enum RouterCommand {
-    /// Servers, times and losses of a router that runs
-    Status {
-        /// The router and one of its `admins`; the password may be in PGPASSWORD
-        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
-        url: String,
-    },
-    /// Its server connections and who waits for them
-    Pools {
-        /// The router and one of its `admins`; the password may be in PGPASSWORD
-        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
-        url: String,
-    },
-    /// Its clients
-    Clients {
-        /// The router and one of its `admins`; the password may be in PGPASSWORD
-        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
-        url: String,
-    },
-    /// Pools, times and decisions, every two seconds
-    Top {
-        /// The router and one of its `admins`; the password may be in PGPASSWORD
-        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
-        url: String,
-        /// End after so many pictures
-        #[arg(long, value_name = "COUNT")]
-        count: Option<u64>,
-    },
-}
-
-/// Where a router is asked unless the command line says otherwise.
-const ROUTER_URL: &str = "postgresql://postgres@127.0.0.1:6432/stemma";
 
 /// `stemma cert ...`
 #[derive(Debug, Subcommand)]

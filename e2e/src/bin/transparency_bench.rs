@@ -32,6 +32,9 @@ async fn measure(fault: Fault, name: &str, runs: usize, clients: usize) -> Repor
     let cluster = Cluster::start(15, &[]).await;
     let front = Front::before(&cluster, "").await;
     let load = Load::start(&front, clients).await;
-    suffer(&cluster, &load, fault, runs, |run, primary| eprintln!("{name} {run}: {primary}")).await;
+    suffer(&cluster, &load, fault, runs, |run, primary, stall| {
+        eprintln!("{name} {run}: {primary} longest stall {:.3} s", stall.as_secs_f64());
+    })
+    .await;
     load.end(&front).await
 }

@@ -11,7 +11,7 @@ mod node;
 mod op;
 mod primacy;
 mod rescue;
-mod router;
+pub mod router;
 pub mod settings_bridge;
 mod status;
 pub mod target;

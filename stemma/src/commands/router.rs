@@ -1,13 +1,48 @@
 //! `stemma router status|pools|clients|top`: what a running router tells on its console.
 
 use super::Context;
-use crate::cli::RouterCommand;
 use crate::render::out;
 use crate::render::table::{Cell, Table};
+use clap::Subcommand;
 use model::Trouble;
 use serde_json::{Map, Value};
 use std::time::Duration;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// `stemma router ...`
+#[derive(Debug, Subcommand)]
+pub enum RouterCommand {
+    /// Servers, times and losses of a router that runs
+    Status {
+        /// The router and one of its `admins`; the password may be in PGPASSWORD
+        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
+        url: String,
+    },
+    /// Its server connections and who waits for them
+    Pools {
+        /// The router and one of its `admins`; the password may be in PGPASSWORD
+        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
+        url: String,
+    },
+    /// Its clients
+    Clients {
+        /// The router and one of its `admins`; the password may be in PGPASSWORD
+        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
+        url: String,
+    },
+    /// Pools, times and decisions, every two seconds
+    Top {
+        /// The router and one of its `admins`; the password may be in PGPASSWORD
+        #[arg(long, value_name = "URL", default_value = ROUTER_URL)]
+        url: String,
+        /// End after so many pictures
+        #[arg(long, value_name = "COUNT")]
+        count: Option<u64>,
+    },
+}
+
+/// Where a router is asked unless the command line says otherwise.
+const ROUTER_URL: &str = "postgresql://postgres@127.0.0.1:6432/stemma";
 
 /// Between two pictures of `top`.
 const PICTURE_EVERY: Duration = Duration::from_secs(2);
