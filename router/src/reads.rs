@@ -19,6 +19,8 @@ const AGE_MARGIN: Millis = Millis(1000);
 /// After a read for which no replica was far enough, the session reads on the primary for so long before it is tried
 /// again: positions do not come more often.
 const RETRY_AFTER: Millis = Millis(250);
+/// Between two looks at the primary's position for `bounded` reads.
+const OBSERVE_EVERY: Duration = Duration::from_millis(50);
 /// The primary's position, its timeline, and the size of a segment, for `rounded`.
 const POSITION_SQL: &str = "SELECT pg_current_wal_insert_lsn(), \
     ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint, \
@@ -144,6 +146,14 @@ impl Reads {
         }
     }
 
+    /// The primary answered a question that was sent at `asked` or later (K-11). Nothing is known of another timeline.
+    fn observed(&mut self, asked: Moment, point: Point) {
+        if self.history.timeline() != point.timeline {
+            self.history = History::new(point.timeline);
+        }
+        self.history.heard(asked, point.lsn);
+    }
+
     /// The point that a session has reached; `None` where it is not known, or nothing was read or written yet.
     pub fn point(&self, mut memory: Memory) -> Option<Point> {
         memory.export(&self.sampler, &self.replicas)
@@ -206,6 +216,19 @@ pub async fn position(worker: &Rc<Worker>, database: &str, user: &str, ack: Ack)
         }
     }
     false
+}
+
+/// Keeps asking the primary where it is, by this worker's own clock, as long as it has clients: what `bounded` reads are
+/// held against. Also while nothing is written: then a replica that has it all is known to miss nothing.
+pub async fn observe(worker: Rc<Worker>, database: String, user: String) {
+    while worker.has_clients() {
+        let asked = worker.reads.borrow().now();
+        if let Some(point) = ask(&worker, &database, &user).await {
+            worker.reads.borrow_mut().observed(asked, point);
+        }
+        tokio::time::sleep(OBSERVE_EVERY).await;
+    }
+    worker.observing.set(false);
 }
 
 async fn ask(worker: &Rc<Worker>, database: &str, user: &str) -> Option<Point> {

@@ -22,7 +22,7 @@ use crate::worker::{CatalogEntry, Worker};
 use model::NodeId;
 use routing::consistency::{Ack, Memory};
 use routing::outcome::InDoubt;
-use routing::{Encoding, Lexing, Reason};
+use routing::{Encoding, Level, Lexing, Reason};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -188,7 +188,12 @@ impl Session {
     ) -> Session {
         let catalog = worker.catalog(&entry.database);
         let now = Instant::now();
-        if worker.config().split && catalog.is_due(now) {
+        let config = worker.config();
+        if config.split && matches!(config.consistency, Level::Bounded(_)) && !worker.observing.replace(true) {
+            let (database, user) = (entry.database.clone(), entry.user.clone());
+            tokio::task::spawn_local(reads::observe(worker.clone(), database, user));
+        }
+        if config.split && catalog.is_due(now) {
             catalog.mark_read(now);
             let (database, user) = (entry.database.clone(), entry.user.clone());
             tokio::task::spawn_local(reads::load_catalog(worker.clone(), database, user));

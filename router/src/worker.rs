@@ -116,6 +116,8 @@ pub struct Worker {
     pub reads: RefCell<Reads>,
     /// Told when a position of the primary was heard.
     pub positions: Notify,
+    /// Whether somebody asks the primary for its position all the time.
+    pub observing: Cell<bool>,
     /// Told at every news of the servers; whoever waits longest is woken first.
     pub news: Notify,
 }
@@ -178,6 +180,7 @@ impl Worker {
             catalogs: RefCell::default(),
             reads,
             positions: Notify::new(),
+            observing: Cell::new(false),
             news: Notify::new(),
         })
     }
@@ -327,6 +330,11 @@ impl Worker {
         let entry = Rc::new(entry(pid));
         clients.insert(number, entry.clone());
         entry
+    }
+
+    /// Whether it has any clients.
+    pub fn has_clients(&self) -> bool {
+        !self.clients.borrow().is_empty()
     }
 
     /// Removes a client from the list.

@@ -53,7 +53,7 @@ pub const KEYS: &[KeyDoc] = &[
     key(
         "router.consistency",
         "`\"session\"`",
-        "What a read on a replica must see: `\"session\"` (what its session wrote and saw), `\"eventual\"`, or `\"strong\"` (always the primary).",
+        "What a read on a replica must see: `\"session\"` (what its session wrote and saw), `\"bounded:500ms\"` (all that was acknowledged so long before it began), `\"eventual\"`, or `\"strong\"` (always the primary).",
     ),
     key(
         "router.metrics",
@@ -191,12 +191,11 @@ impl Section {
     }
 
     fn consistency(&self) -> Result<routing::Level, Trouble> {
-        let hint = "write \"session\", \"eventual\" or \"strong\"";
+        let hint = "write \"session\", \"bounded:500ms\", \"eventual\" or \"strong\"";
         let Some(text) = &self.consistency else { return Ok(routing::Level::Session) };
         match text.parse() {
-            Ok(level @ (routing::Level::Session | routing::Level::Eventual | routing::Level::Strong)) => Ok(level),
-            // The measure of staleness needs positions of the primary as time goes by, which nobody supplies yet.
-            Ok(routing::Level::Bounded(_)) | Err(_) => Err(refused("consistency", text, hint)),
+            Ok(level) => Ok(level),
+            Err(_) => Err(refused("consistency", text, hint)),
         }
     }
 

@@ -26,6 +26,17 @@ async fn it_tells_who_is_there_and_why_servers_are_kept() {
     assert_eq!(one(&console, "SHOW NODES").await, "p");
     assert_eq!(sqlstate(&try_one(&console, "SELECT 1").await.expect_err("no database")), "42601");
 
+    let routes = console.query("SHOW ROUTES", &[]).await.expect("listed");
+    assert_eq!(routes[0].get::<_, String>("reason"), "unsplit");
+    let stats = console.simple_query("SHOW STATS").await.expect("listed");
+    let served = stats.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) if row.get("stage") == Some("server") => row.get("requests"),
+        _ => None,
+    });
+    assert!(served.is_some_and(|count| count != "0"), "{stats:?}");
+    assert_eq!(console.query("SHOW TOKENS", &[]).await.expect("listed").len(), 1);
+    assert!(console.query("SHOW LOSSES", &[]).await.expect("listed").is_empty());
+
     let pid = one(&console, "SHOW CLIENTS").await;
     console.batch_execute(&format!("KILL {pid}")).await.expect("ordered");
     wait_for("the client to be gone", || client.is_closed());

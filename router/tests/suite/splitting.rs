@@ -88,3 +88,39 @@ async fn a_replica_that_dies_is_not_noticed() {
         assert_eq!(one(&client, "SELECT place()").await, "off", "the primary can do all that a replica can");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounded_read_misses_nothing_older_and_an_idle_cluster_is_not_stale() {
+    let (primary, standby, _unbounded) = split().await;
+    let level = routing::Level::Bounded(model::Millis(700));
+    let config = router::Config { split: true, consistency: level, ..config(4) };
+    let front = Front::start(topology(&primary, &standby), config).await;
+    let client = front.client().await;
+    // Nothing is written, for longer than the bound: the replica is as good as the primary.
+    let began = std::time::Instant::now();
+    let mut served = 0;
+    while served < 20 || began.elapsed() < std::time::Duration::from_secs(2) {
+        assert!(began.elapsed() < crate::harness::PATIENCE, "never read on the replica");
+        served += u32::from(one(&client, "SELECT place()").await == "on");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(one(&client, "SELECT place()").await, "on", "an idle replica is not stale");
+    // The replica stands still from here on, and says so; what it misses becomes older than allowed.
+    standby.sql("SELECT pg_wal_replay_pause()");
+    wait_for("replay to pause", || standby.sql("SELECT pg_get_wal_replay_pause_state()") == "paused");
+    front.topology.send_replace(topology(&primary, &standby));
+    client.batch_execute("INSERT INTO t VALUES (1)").await.expect("written");
+    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    let other = front.client().await;
+    for _ in 0..20 {
+        assert_eq!(one(&other, "SELECT count(*) FROM t").await, "1", "acknowledged longer ago than the bound");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    standby.sql("SELECT pg_wal_replay_resume()");
+    let began = std::time::Instant::now();
+    while one(&other, "SELECT place()").await != "on" {
+        assert!(began.elapsed() < crate::harness::PATIENCE, "the replica is never read again");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        front.topology.send_replace(topology(&primary, &standby));
+    }
+}

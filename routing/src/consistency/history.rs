@@ -25,6 +25,11 @@ impl History {
         History { timeline, samples: VecDeque::with_capacity(SAMPLES_MAX) }
     }
 
+    /// Of which timeline the samples are.
+    pub fn timeline(&self) -> Timeline {
+        self.timeline
+    }
+
     /// The primary answered `lsn` to a question sent at `asked` or later. Answers that come out of order are dropped.
     pub fn heard(&mut self, asked: Moment, lsn: Lsn) {
         if let Some(&(moment, position)) = self.samples.back() {
