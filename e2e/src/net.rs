@@ -570,6 +570,15 @@ impl Wired {
         self.nodes.get(name).unwrap_or_else(|| panic!("no node {name}"))
     }
 
+    /// Another address of the network that the nodes share.
+    pub fn spare_address(&self) -> String {
+        format!("{}.200", self.subnet)
+    }
+    /// What `ip` says in a node's namespace.
+    pub fn ip(&self, name: &str, arguments: &str) -> Result<String> {
+        ip(&format!("-n {}{name} {arguments}", self.tag))
+    }
+
     fn cable(&self, name: &str) -> String {
         format!("{}v{}", self.tag, name.trim_start_matches('n'))
     }

@@ -13,6 +13,7 @@ pub(crate) use configure::server_files_dir;
 pub(crate) use serve::has_stopped;
 
 use crate::clock;
+use crate::failover::floating::FloatingAddress;
 use crate::failover::{Council, LedgerFile};
 use crate::files;
 use crate::local::{Local, Phase};
@@ -77,6 +78,8 @@ pub struct Parts {
     pub tls: Arc<TlsContext>,
     /// What the keepers say to each other about who is primary.
     pub(crate) council: Arc<Council>,
+    /// The address that moves with the primary.
+    pub(crate) floating: Option<Arc<FloatingAddress>>,
 }
 
 /// See the module.
@@ -391,6 +394,7 @@ impl Driver {
         if self.server.as_ref().is_none_or(Server::is_alive) {
             return Ok(());
         }
+        self.release_address();
         self.server_is_gone();
         // Backends can outlive their postmaster and could still acknowledge commits: none may be left before anything
         // else is done.
@@ -407,6 +411,12 @@ impl Driver {
         tracing::warn!(killed, failures = self.failures, pause_ms = pause, reason, "database server went away");
         self.parts.local.set_phase(Phase::Failed { reason });
         Ok(())
+    }
+
+    pub(super) fn release_address(&self) {
+        if let Some(floating) = &self.parts.floating {
+            floating.release();
+        }
     }
 
     fn server_is_gone(&mut self) {
@@ -543,6 +553,8 @@ impl Driver {
     }
 
     async fn stop_server_within(&mut self, because: &str, deadline: Duration) -> Result<(), Trouble> {
+        // Before anything else: clients should not come to a server that stops.
+        self.release_address();
         let Some(server) = self.server.take() else { return Ok(()) };
         tracing::info!(because, "stopping the database server");
         self.parts.local.set_doing(Some(format!("stopping the server: {because}")));

@@ -3,6 +3,7 @@
 
 pub(crate) mod council;
 pub(crate) mod fence;
+pub(crate) mod floating;
 pub(crate) mod health;
 mod ledger_file;
 pub(crate) mod probe;

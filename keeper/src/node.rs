@@ -10,6 +10,7 @@ use crate::announce::{Names, Teller};
 use crate::clock;
 use crate::driver::{Driver, Parts};
 use crate::enrol::{self, Bootstrap};
+use crate::failover::floating::FloatingAddress;
 use crate::failover::routers::RouterSeat;
 use crate::failover::{Council, fence, health, probe};
 use crate::files;
@@ -250,7 +251,12 @@ impl Keeper {
 
     async fn drive(self: &Arc<Self>, spec: ServerSpec, node: crate::node_config::PostgresqlNode) {
         let (council, local) = (self.council.clone(), self.local.clone());
-        let guarded = fence::start(council.clone(), local.clone(), spec.clone(), self.stop.clone());
+        let floating = self
+            .config
+            .floating
+            .clone()
+            .map(|place| Arc::new(FloatingAddress::new(place, council.clone(), self.store.clone(), local.clone())));
+        let guarded = fence::start(council.clone(), local.clone(), spec.clone(), floating.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             let _ = guarded.await;
         });
@@ -269,6 +275,7 @@ impl Keeper {
                 local: self.local.clone(),
                 tls: self.tls.clone(),
                 council: self.council.clone(),
+                floating: floating.clone(),
             };
             match Driver::new(parts).await {
                 Ok(driver) => return driver.run(self.stop.clone()).await,

@@ -25,6 +25,8 @@ pub struct NodeConfig {
     pub hooks: Hooks,
     /// Names in DNS that lead to the primary and the replicas.
     pub dns: Option<adapters::dns::Place>,
+    /// An address that moves with the primary.
+    pub floating: Option<adapters::address::Floating>,
     /// Where the cluster's state is kept.
     pub consensus: ConsensusChoice,
 }

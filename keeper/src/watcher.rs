@@ -2,6 +2,7 @@
 //! hangs or is gone. It reads no file but those of /proc, asks no name and no database, and listens to nobody but its keeper.
 
 use crate::clock;
+use adapters::address::Floating;
 use cluster::failover::watch::{Duty, WORD_BYTES, Watch, Word};
 use model::Trouble;
 use postgres::process::Guarded;
@@ -20,7 +21,7 @@ const ROUND: std::time::Duration = std::time::Duration::from_millis(2);
 const GRACE_MS: u64 = 40;
 
 /// Watches until nothing is left to be watched. Words come on standard input.
-pub fn run(data_dir: &Path) -> Result<(), Trouble> {
+pub fn run(data_dir: &Path, floating: Option<&Floating>) -> Result<(), Trouble> {
     postgres::process::be_urgent();
     // Not the buffered one: what lies in a buffer wakes nobody.
     let input = std::io::stdin().as_fd().try_clone_to_owned();
@@ -34,7 +35,15 @@ pub fn run(data_dir: &Path) -> Result<(), Trouble> {
         let now = clock::now().minus(model::Millis(GRACE_MS));
         match watch.duty(now) {
             Duty::End => return Ok(()),
-            Duty::DropAddress => watch.dropped(),
+            Duty::DropAddress => {
+                if let Some(floating) = floating {
+                    match floating.remove() {
+                        Ok(()) => eprintln!("stemma {}: {floating} was taken off", crate::WATCHER_COMMAND),
+                        Err(failed) => eprintln!("stemma {}: {failed}", crate::WATCHER_COMMAND),
+                    }
+                }
+                watch.dropped();
+            }
             Duty::Fence => {
                 fence(guarded);
                 watch.fenced();

@@ -165,6 +165,8 @@ codes! {
     hook_failed = "ST2311", exit exit::FAILED, "hook failed";
     /// The DNS server was not told who is primary.
     dns_failed = "ST2312", exit exit::FAILED, "address not updated in DNS";
+    /// The floating address could not be put on the interface, or taken off.
+    floating_failed = "ST2313", exit exit::FAILED, "floating address not as it should be";
     /// Only a standby cluster can be promoted, or stop following.
     not_following = "ST2401", exit exit::REFUSED, "the cluster follows no other cluster";
     /// More would be lost than was accepted, or no node can take over.

@@ -241,6 +241,11 @@ pub enum Command {
     LeaseWatcher {
         /// Data directory of the server
         data_dir: PathBuf,
+        /// Floating address with its prefix
+        #[arg(requires = "interface")]
+        address: Option<String>,
+        /// Where that is
+        interface: Option<String>,
     },
     /// Throw-away local clusters of real servers
     #[command(subcommand)]

@@ -486,6 +486,7 @@ fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
         }),
         hooks: file.hooks,
         dns: file.dns.map(dns_place).transpose()?,
+        floating: file.floating_ip.map(|(address, interface)| floating(&address, &interface)).transpose()?,
         consensus: match file.consensus {
             node_file::ConsensusChoice::Embedded => keeper::ConsensusChoice::Embedded,
             node_file::ConsensusChoice::Etcd { endpoints, prefix, user, password_file, ca_file } => {
@@ -503,6 +504,12 @@ fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
 
 /// How long one question to a DNS server may take.
 const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// `[floating_ip]`.
+pub fn floating(address: &str, interface: &str) -> Result<adapters::address::Floating, Trouble> {
+    adapters::address::Floating::parse(address, interface)
+        .map_err(|why| Trouble::config_bad_value(why.to_string(), "correct [floating_ip] in the node file"))
+}
 
 fn dns_place(dns: node_file::tellers::Dns) -> Result<adapters::dns::Place, Trouble> {
     let refused =

@@ -43,9 +43,11 @@ fn start(cli: Cli) -> Result<u8, Trouble> {
         // Fails only where the process leads a session already, and then there is nothing to leave.
         let _ = nix::unistd::setsid();
     }
-    if let Command::LeaseWatcher { data_dir } = &cli.command {
+    if let Command::LeaseWatcher { data_dir, address, interface } = &cli.command {
         // Before there are threads of a runtime: it is to be small, and to wait for nothing.
-        return keeper::watcher::run(data_dir).map(|()| 0);
+        let floating = address.as_deref().zip(interface.as_deref());
+        let floating = floating.map(|(address, interface)| daemon::floating(address, interface)).transpose()?;
+        return keeper::watcher::run(data_dir, floating.as_ref()).map(|()| 0);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
         Trouble::os("the runtime did not start", "look at the limits of this user (ulimit -a)").because(error)

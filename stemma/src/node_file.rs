@@ -94,6 +94,8 @@ pub struct NodeFile {
     pub hooks: keeper::Hooks,
     /// Names in DNS that lead to the primary.
     pub dns: Option<tellers::Dns>,
+    /// Address with prefix, and interface, of an address that moves with the primary.
+    pub floating_ip: Option<(String, String)>,
     /// The consensus store.
     pub consensus: ConsensusChoice,
     /// The router beside the keeper, if there is to be one.
@@ -116,6 +118,7 @@ impl NodeFile {
             ("[postgresql]", self.postgresql != new.postgresql),
             ("[hooks]", self.hooks != new.hooks),
             ("[dns]", self.dns != new.dns),
+            ("[floating_ip]", self.floating_ip != new.floating_ip),
             ("[consensus]", self.consensus != new.consensus),
             ("router.listen", self.router_listen() != new.router_listen()),
         ];
@@ -272,6 +275,12 @@ pub const KEYS: &[KeyDoc] = &[
     key("dns.key_algorithm", "`\"hmac-sha256\"`", "Its algorithm; also `hmac-sha384`, `hmac-sha512`."),
     key("dns.key_file", "none", "File with its secret, in base 64, in the first line; mode 0600."),
     key(
+        "floating_ip.address",
+        "required",
+        "An address that moves with the primary, with its prefix, as in `\"10.0.0.100/24\"`: see [operations](operations.md#a-floating-ip-address). Write the same on every node with a database.",
+    ),
+    key("floating_ip.interface", "required", "The network interface that it is put on."),
+    key(
         "consensus.kind",
         "`\"embedded\"`",
         "`\"embedded\"`: the keepers vote among themselves. `\"etcd\"`: an etcd v3 that is there already.",
@@ -288,13 +297,14 @@ pub const KEYS: &[KeyDoc] = &[
 ];
 
 const ROOT_KEYS: &[&str] =
-    &["name", "site", "state_dir", "keeper", "api", "postgresql", "hooks", "dns", "consensus", "router"];
+    &["name", "site", "state_dir", "keeper", "api", "postgresql", "hooks", "dns", "floating_ip", "consensus", "router"];
 const KEEPER_KEYS: &[&str] = &["listen", "advertise", "stop_database"];
 const API_KEYS: &[&str] = &["listen", "advertise"];
 const POSTGRESQL_KEYS: &[&str] =
     &["data_dir", "listen", "port", "advertise", "bin_dir", "run_as", "tablespace_root", "socket_dirs"];
 const HOOK_KEYS: &[&str] = &["on_start", "on_stop", "on_role_change", "on_failover", "timeout", "run_as"];
 const DNS_KEYS: &[&str] = &["server", "zone", "name", "replicas_name", "ttl", "key_name", "key_algorithm", "key_file"];
+const FLOATING_KEYS: &[&str] = &["address", "interface"];
 const CONSENSUS_KEYS: &[&str] = &["kind", "endpoints", "prefix", "user", "password_file", "ca_file"];
 /// Keys of the cluster settings, which people look for in the node file.
 const CLUSTER_KEYS: &[&str] = &[
@@ -344,6 +354,10 @@ impl Reader<'_> {
             Some(section) => Some(self.dns(section)?),
             None => None,
         };
+        let floating_ip = match self.table(table, "floating_ip") {
+            Some(section) => Some(self.floating_ip(section)?),
+            None => None,
+        };
         let consensus = match self.table(table, "consensus") {
             Some(section) => self.consensus(section)?,
             None => ConsensusChoice::Embedded,
@@ -359,6 +373,7 @@ impl Reader<'_> {
             postgresql,
             hooks,
             dns,
+            floating_ip,
             consensus,
             router: None,
         })

@@ -369,7 +369,7 @@ fn the_descent_of_a_winner_that_was_left_aside_knows_where_it_began() {
     let state = chosen();
     let mut again =
         procedure::claim(&state, Epoch(2), FailoverKind::Automatic, "it died", "stemma", NOW).expect("claimed");
-    let first = LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None };
+    let first = LineageEntry { epoch: Epoch(1), timeline: Timeline(1), began_at: None, from: None, xids: None };
     again.lineage.insert(0, first);
     let choose = |state: &ClusterState, epoch: u64, node: u64, held: Recruited| {
         let failover = state.failover.as_ref().expect("claimed");

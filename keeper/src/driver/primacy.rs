@@ -612,6 +612,7 @@ impl Driver {
     }
 
     async fn kill_server(&mut self, because: &str) -> Result<(), Trouble> {
+        self.release_address();
         tracing::warn!(because, "killing every process of the database server");
         self.parts.local.set_doing(Some(format!("stopping the server at once: {because}")));
         let killed = postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;

@@ -3,6 +3,8 @@
 //! the case that the keeper as a whole does not act.
 
 use super::Council;
+use super::council::ServerRight;
+use super::floating::FloatingAddress;
 use super::watcher::Watcher;
 use crate::clock;
 use crate::local::Local;
@@ -23,6 +25,7 @@ pub(crate) fn start(
     council: Arc<Council>,
     local: Arc<Local>,
     spec: ServerSpec,
+    floating: Option<Arc<FloatingAddress>>,
     stop: CancellationToken,
 ) -> oneshot::Receiver<()> {
     let (ended, end) = oneshot::channel();
@@ -31,10 +34,18 @@ pub(crate) fn start(
             tracing::error!("the lease is not guarded: no runtime");
             return;
         };
-        let mut watcher = Watcher::new(&spec.data_dir);
+        let mut watcher = Watcher::new(&spec.data_dir, floating.as_ref().map(|it| it.place().clone()));
         while !stop.is_cancelled() {
-            watcher.tell(council.server_right(clock::now()));
+            let now = clock::now();
+            match floating.as_ref().map_or(Ok(None), |floating| floating.tick(now)) {
+                Ok(address) => watcher.tell(council.server_right(now), address),
+                // What an earlier keeper told its watcher holds on.
+                Err(()) => watcher.tell(ServerRight::Unknown, None),
+            }
             if council.must_fence(clock::now()) && !postgres::server_processes(&spec.data_dir).is_empty() {
+                if let Some(floating) = &floating {
+                    floating.release();
+                }
                 tracing::warn!("the lease has ended; killing every process of the database server");
                 match runtime.block_on(postgres::kill_everything(&spec, KILL_DEADLINE)) {
                     Ok(killed) => tracing::info!(killed, "the server's processes are gone"),

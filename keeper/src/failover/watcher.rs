@@ -2,7 +2,9 @@
 //! when the keeper does not renew that. Only where a lease is needed is there one.
 
 use super::council::ServerRight;
+use adapters::address::Floating;
 use cluster::failover::watch::Word;
+use model::Moment;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -16,6 +18,7 @@ pub const COMMAND: &str = "lease-watcher";
 /// See the module.
 pub(super) struct Watcher {
     data_dir: PathBuf,
+    floating: Option<Floating>,
     running: Option<(Child, UnixStream)>,
     told: Word,
     /// Watchers of earlier keepers may be there.
@@ -23,19 +26,19 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub(super) fn new(data_dir: &Path) -> Watcher {
-        Watcher { data_dir: data_dir.to_owned(), running: None, told: Word::default(), others: true }
+    pub(super) fn new(data_dir: &Path, floating: Option<Floating>) -> Watcher {
+        Watcher { data_dir: data_dir.to_owned(), floating, running: None, told: Word::default(), others: true }
     }
 
     /// Tells the watcher how things stand; called many times a second, and cheap where nothing changed.
-    pub(super) fn tell(&mut self, right: ServerRight) {
+    pub(super) fn tell(&mut self, right: ServerRight, address: Option<Moment>) {
         let server = match right {
             // The watcher of an earlier keeper knows better.
             ServerRight::Unknown => return,
             ServerRight::Free => None,
             ServerRight::Until(at) => Some(at),
         };
-        let word = Word { server, address: None };
+        let word = Word { server, address };
         if word != self.told || (word != Word::default() && self.running.is_none()) {
             self.say(word);
         }
@@ -65,7 +68,7 @@ impl Watcher {
         // One that died, or that takes no words because it is stopped, is replaced.
         for _ in 0..2 {
             if self.running.is_none() {
-                match start(&self.data_dir) {
+                match start(&self.data_dir, self.floating.as_ref()) {
                     Ok(started) => self.running = Some(started),
                     Err(error) => {
                         tracing::error!(%error, "there is no watcher for the lease; the keeper watches alone");
@@ -92,14 +95,16 @@ impl Watcher {
     }
 }
 
-fn start(data_dir: &Path) -> std::io::Result<(Child, UnixStream)> {
+fn start(data_dir: &Path, floating: Option<&Floating>) -> std::io::Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     // Whatever has become of the program's file, this is the one that runs.
+    let address = floating.map(|it| [format!("{}/{}", it.address, it.prefix), it.interface.clone()]);
     let child = Command::new("/proc/self/exe")
         .arg0("stemma")
         .arg(COMMAND)
         .arg(data_dir)
+        .args(address.into_iter().flatten())
         .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())

@@ -71,7 +71,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Dsn { driver, host, database, user, ca_file } => {
             local::dsn(&context, &driver, &host, Place { hosts: Vec::new(), database, user, ca_file })
         }
-        Command::LeaseWatcher { data_dir } => keeper::watcher::run(&data_dir).map(|()| 0),
+        Command::LeaseWatcher { data_dir, .. } => keeper::watcher::run(&data_dir, None).map(|()| 0),
         Command::AdoptSession => daemon::adopt_session().await.map(|()| 0),
         Command::Sandbox(command) => sandbox::run(&context, command).await,
         Command::Demo(args) => demo::run(&context, args).await,

@@ -1,6 +1,6 @@
 //! The sections of the node file about telling the world outside.
 
-use super::{DNS_KEYS, HOOK_KEYS, Reader, wrong_type};
+use super::{DNS_KEYS, FLOATING_KEYS, HOOK_KEYS, Reader, wrong_type};
 use keeper::{Hook, Hooks};
 use model::settings::Span;
 use model::{Millis, Trouble};
@@ -69,6 +69,20 @@ impl Reader<'_> {
             }
         };
         Some(Dns { server: server?, zone: zone?, name: name?, replicas_name, ttl: ttl?, key })
+    }
+
+    /// `[floating_ip]`.
+    pub(super) fn floating_ip(&mut self, table: &DeTable<'_>) -> Option<(String, String)> {
+        let section = "floating_ip";
+        self.check_keys(section, table, FLOATING_KEYS);
+        let address = self.required_text(section, table, "address", "address = \"10.0.0.100/24\"");
+        let interface = self.required_text(section, table, "interface", "interface = \"eth0\"");
+        let ((address, place), (interface, _)) = (address?, interface?);
+        if let Err(trouble) = crate::daemon::floating(&address, &interface) {
+            self.add(place, trouble);
+            return None;
+        }
+        Some((address, interface))
     }
 
     /// `[hooks]`.

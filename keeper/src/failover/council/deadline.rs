@@ -2,7 +2,7 @@
 
 use super::{Council, LEASE, OwnPart};
 use cluster::failover::lease::{self, HolderVerdict};
-use model::Moment;
+use model::{ClusterState, Moment};
 
 /// Until when the server may go on as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,27 @@ impl Council {
             // It may have held one before; the watcher of its predecessor knows until when.
             HolderVerdict::Fence if now.since(inner.started_at) < LEASE.term => ServerRight::Unknown,
             HolderVerdict::Fence => ServerRight::Until(now),
+        }
+    }
+
+    /// Until when this node may have the floating address: while it serves as the settled primary of `state`, and a
+    /// majority says so. The outer `None`: this keeper has only started and does not know yet.
+    pub(crate) fn address_right(&self, state: &ClusterState, now: Moment) -> Option<Option<Moment>> {
+        let inner = self.lock();
+        if inner.own == OwnPart::default() {
+            return None;
+        }
+        let settled = state.rule.primary == self.me && state.failover.is_none() && state.following().is_none();
+        let Some(serving) = inner.own.serving.filter(|serving| settled && serving.epoch == state.rule.epoch) else {
+            return Some(None);
+        };
+        let Some(electors) = lease::needed(&inner.electors, &inner.listed) else {
+            return Some(Some(now.plus(LEASE.term)));
+        };
+        match inner.holder.verdict(serving.epoch, &electors, now, &LEASE) {
+            HolderVerdict::Serve { fence_at } => Some(Some(fence_at)),
+            HolderVerdict::Fence if now.since(inner.started_at) < LEASE.term => None,
+            HolderVerdict::Fence => Some(None),
         }
     }
 }
