@@ -35,7 +35,7 @@ use arc_swap::ArcSwap;
 use model::Trouble;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -52,6 +52,8 @@ pub struct Global {
     pub seed: [u8; 32],
     /// Whether new statements are held by an administrator's order.
     pub paused: AtomicBool,
+    /// How often clients changed functions, tables or roles.
+    pub catalog_changes: AtomicU64,
     /// Clients of each worker.
     load: Vec<AtomicUsize>,
     mail: Arc<[Mailbox]>,
@@ -137,6 +139,7 @@ impl Router {
             clients: AtomicUsize::new(0),
             seed: random(),
             paused: AtomicBool::new(false),
+            catalog_changes: AtomicU64::new(0),
             load: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             mail: mail.into(),
             pools: Mutex::default(),

@@ -101,6 +101,8 @@ enum Turn {
     End,
     /// The client spoke nonsense.
     Malformed(&'static str),
+    /// The server refuses the client's settings.
+    Unsettled(String),
     /// An administrator ended it.
     Killed,
 }
@@ -151,6 +153,8 @@ pub struct Session {
     limit: Option<usize>,
     /// What follows is not for the replica that is attached.
     leaving: bool,
+    /// The server that is attached was given the client's settings.
+    settled: bool,
 }
 
 impl Session {
@@ -166,7 +170,7 @@ impl Session {
         let catalog = worker.catalog(&entry.database);
         let now = Instant::now();
         if worker.config().split && catalog.is_due(now) {
-            catalog.mark_read(now);
+            catalog.mark_read(now, &entry.user);
             let (database, user) = (entry.database.clone(), entry.user.clone());
             tokio::task::spawn_local(reads::load_catalog(worker.clone(), database, user));
         }
@@ -197,6 +201,7 @@ impl Session {
             wanted: None,
             limit: None,
             leaving: false,
+            settled: false,
         }
     }
 
@@ -229,6 +234,13 @@ impl Session {
                 }
                 Turn::Malformed(why) => {
                     self.last_words(&Refusal::protocol("the client's message is not understood").detail(why)).await;
+                    break;
+                }
+                Turn::Unsettled(why) => {
+                    // The server is in nobody's state now: it is closed.
+                    self.server = None;
+                    let refusal = Refusal::session_lost("the server refuses settings that the session had");
+                    self.last_words(&refusal.detail(why)).await;
                     break;
                 }
                 Turn::Killed => {
@@ -326,6 +338,7 @@ impl Session {
     fn attach(&mut self, server: Server) {
         *self.entry.running.borrow_mut() = Some(server.key.clone());
         self.statements.unnamed_loaded = false;
+        self.settled = false;
         self.kept.clear();
         self.keeping = true;
         self.server = Some(server);
@@ -376,6 +389,10 @@ impl Session {
         }
         self.retries = 0;
         self.held_until = None;
+        // All that was kept is answered. A client that keeps its server begins its next request afresh: what an earlier
+        // one did must not be done again with it.
+        self.kept.clear();
+        self.keeping = true;
         if self.mode == PoolMode::Session || (self.unread && !self.leaving) || self.entry.cancels.get() > 0 {
             return;
         }
@@ -383,12 +400,9 @@ impl Session {
             *self.entry.pins.borrow_mut() = self.exchange.state().pins();
             return;
         }
-        let Some(mut server) = self.server.take_if(|server| server.inbox.is_empty() && server.outbox.is_empty()) else {
+        let Some(server) = self.server.take_if(|server| server.inbox.is_empty() && server.outbox.is_empty()) else {
             return;
         };
-        if !Arc::ptr_eq(&server.settings, self.exchange.state().settings()) {
-            server.settings = self.exchange.state().settings().clone();
-        }
         *self.entry.running.borrow_mut() = None;
         self.leaving = false;
         self.primary_only = false;

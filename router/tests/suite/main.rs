@@ -1,9 +1,12 @@
 //! The router before real servers.
 
 mod console;
+mod differential;
 mod harness;
+mod hostile;
 mod losses;
 mod pooling;
 mod protocol;
+mod raw;
 mod security;
 mod splitting;
