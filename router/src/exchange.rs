@@ -16,7 +16,7 @@ mod xid;
 pub use from_client::first_message;
 pub use local::{Answered, LocalContext};
 
-use crate::prepared::{ClientStatements, Interner, Judge, ServerStatements};
+use crate::prepared::{ClientStatements, Interner, Judge, ServerStatements, Statement};
 use crate::settings::Settings;
 use crate::state::{Consequence, State};
 use routing::failover::{Request, Transaction};
@@ -60,7 +60,10 @@ enum Expect {
     /// To a Parse that we did not send, since the server knows the statement.
     Elided,
     /// To a Bind.
-    Bind,
+    Bind {
+        /// The statement; 0 for the unnamed one, and for those that are not ours.
+        id: u32,
+    },
     /// To a Describe.
     Describe,
     /// To an Execute.
@@ -89,7 +92,7 @@ pub enum Stop {
     More,
     /// The client says goodbye.
     Terminate,
-    /// The server is to be given back first: what follows may go elsewhere.
+    /// What follows can be read once answers that are due have come.
     Boundary,
 }
 
@@ -118,6 +121,12 @@ pub struct Exchange {
     failed_names: Vec<Box<[u8]>>,
     /// Statements that the server does not know after all.
     failed_parses: Vec<u32>,
+    /// Statements that the client closes, in the order of their answers.
+    closing: VecDeque<(Box<[u8]>, Rc<Statement>)>,
+    /// Those of them that are not closed after all.
+    restored: Vec<(Box<[u8]>, Rc<Statement>)>,
+    /// Statements whose tables changed so that they cannot be executed any more.
+    outdated: Vec<u32>,
     /// Extended messages were sent, and no Sync since.
     segment_open: bool,
     /// The server ignores everything up to the next Sync.
@@ -189,6 +198,9 @@ impl Exchange {
             names: VecDeque::new(),
             failed_names: Vec::new(),
             failed_parses: Vec::new(),
+            closing: VecDeque::new(),
+            restored: Vec::new(),
+            outdated: Vec::new(),
             segment_open: false,
             ignoring: false,
             copy_in: false,
@@ -251,8 +263,8 @@ impl Exchange {
 
     /// What was asked for and is not answered.
     pub fn unanswered(&self) -> Request {
-        let answered = self.ring.iter().all(|due| matches!(due, Expect::Xid { .. }));
-        if answered && !self.segment_open && (self.client_skip == 0 || self.discard) {
+        let asked = self.ring.iter().any(|due| !matches!(due, Expect::Injected | Expect::Xid { .. }));
+        if !asked && !self.segment_open && (self.client_skip == 0 || self.discard) {
             return Request::None;
         }
         let effects = || self.effects.iter().flat_map(|route| &route.effects).map(|traced| &traced.effect);
@@ -318,7 +330,7 @@ impl Exchange {
                 }
                 Expect::Sync | Expect::Function => build::ready(client, b'I'),
                 Expect::Parse { wanted: true, .. } | Expect::Elided => build::parse_complete(client),
-                Expect::Bind => build::bind_complete(client),
+                Expect::Bind { .. } => build::bind_complete(client),
                 Expect::Describe => build::no_data(client),
                 Expect::Execute { .. } => build::command_complete(client, tag),
                 Expect::Close | Expect::CloseElided => build::close_complete(client),
@@ -338,6 +350,12 @@ impl Exchange {
 
     fn apply(&mut self, route: &Route, part: Option<u32>, tag: &[u8]) {
         for traced in route.effects.iter().filter(|traced| part.is_none_or(|part| part == traced.part)) {
+            if let Effect::Deallocate(Some(name)) = &traced.effect
+                && !self.state.has_prepared(&name.0)
+            {
+                // It was made by the protocol: the client's name is all there is of it.
+                self.failed_names.push(name.0.clone());
+            }
             match self.state.apply(&traced.effect, tag) {
                 Consequence::Nothing => {}
                 Consequence::AllDeallocated => self.all_deallocated = true,
@@ -402,6 +420,11 @@ impl Exchange {
         self.fatal.take()
     }
 
+    /// Whether an answer to a query of ours is due, before anything that the client asked for.
+    pub fn injected_only(&self) -> bool {
+        self.ring.front() == Some(&Expect::Injected)
+    }
+
     /// Notes that a query of ours goes out now; its answer will not be shown.
     pub fn inject(&mut self) {
         self.ring.push_back(Expect::Injected);
@@ -459,6 +482,12 @@ impl Exchange {
                 server.remove(*id);
             }
         }
+        for (name, statement) in self.restored.drain(..) {
+            client.insert(&name, statement);
+        }
+        for id in self.outdated.drain(..) {
+            client.outdate(id);
+        }
         if self.failed_parses.contains(&0) {
             client.forget_unnamed();
         }
@@ -467,7 +496,10 @@ impl Exchange {
 
     /// Whether `settle` has anything to do.
     pub fn unsettled(&self) -> bool {
-        !self.failed_names.is_empty() || !self.failed_parses.is_empty()
+        !self.failed_names.is_empty()
+            || !self.failed_parses.is_empty()
+            || !self.restored.is_empty()
+            || !self.outdated.is_empty()
     }
 
     /// Takes out the first `count` expected answers, which will not come.
@@ -486,6 +518,11 @@ impl Exchange {
                         self.failed_names.push(name);
                     }
                 }
+                Some(Expect::CloseElided) => {
+                    // Unless what it closes was made by a Parse that failed with it.
+                    let unclosed = self.closing.pop_front();
+                    self.restored.extend(unclosed.filter(|(name, _)| !self.failed_names.contains(name)));
+                }
                 Some(Expect::Query { effects: true } | Expect::Execute { effects: true }) => {
                     self.effects.pop_front();
                     self.parts_done = 0;
@@ -496,12 +533,11 @@ impl Exchange {
                     | Expect::Xid { .. }
                     | Expect::Function
                     | Expect::Sync
-                    | Expect::Bind
+                    | Expect::Bind { .. }
                     | Expect::Describe
                     | Expect::Execute { effects: false }
                     | Expect::Close
                     | Expect::CloseInjected
-                    | Expect::CloseElided
                     | Expect::CopyEnd,
                 ) => {}
             }

@@ -36,7 +36,7 @@ use arc_swap::ArcSwap;
 use model::{Epoch, Trouble};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -61,6 +61,8 @@ pub struct Global {
     held: watch::Sender<Epoch>,
     /// What is counted.
     pub stats: stats::Stats,
+    /// How often clients changed functions, tables or roles.
+    pub catalog_changes: AtomicU64,
     /// Clients of each worker.
     load: Vec<AtomicUsize>,
     mail: Arc<[Mailbox]>,
@@ -148,6 +150,7 @@ impl Router {
             paused: AtomicBool::new(false),
             held: watch::channel(Epoch(0)).0,
             stats: stats::Stats::new(workers),
+            catalog_changes: AtomicU64::new(0),
             load: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             mail: mail.into(),
             pools: Mutex::default(),

@@ -357,14 +357,16 @@ fn settings_of(start: &Start) -> Result<Settings, Refusal> {
         }
         if name == "options" {
             for (name, value) in options(value)? {
-                settings.0.insert(name, crate::settings::literal(&value));
+                let written = crate::settings::startup_value(&name, &value);
+                settings.0.insert(name, written);
             }
             continue;
         }
         if !is_name(&name) {
             return Err(Refusal::protocol(format!("`{name}` is not the name of a setting")).sqlstate("22023"));
         }
-        settings.0.insert(name, crate::settings::literal(value));
+        let written = crate::settings::startup_value(&name, value);
+        settings.0.insert(name, written);
     }
     Ok(settings)
 }

@@ -5,7 +5,7 @@
 //! server-side statement, and no client can reach another's by its name.
 
 use routing::{Catalog, Lexing, Route};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Statements that one server connection keeps before the least recently used is closed.
 const SERVER_STATEMENTS_MAX: usize = 200;
+/// A statement that is there in order to be deallocated, in place of one that other clients may use.
+pub const GONE: &str = "__stemma_gone";
 /// What the names of our statements begin with.
 pub const PREFIX: &str = "__stemma_";
 
@@ -26,6 +28,9 @@ pub struct Statement {
     pub definition: Box<[u8]>,
     /// How its text is read.
     pub lexing: Lexing,
+    /// Its tables changed so that servers refuse to execute it: whoever prepares the same text anew gets a new one
+    /// (rule P-6). Those who have it keep it, for they believe to know its columns.
+    outdated: Cell<bool>,
     /// Where it may run and what it does, by the catalogue of this generation (rule P-3).
     route: RefCell<(u64, Rc<Route>)>,
 }
@@ -93,7 +98,9 @@ impl Interner {
             self.sweep_at = self.known.len() * 2 + 1024;
         }
         let list = self.known.entry(hash).or_default();
-        let same = |known: &Rc<Statement>| *known.definition == *definition && known.lexing == judge.lexing;
+        let same = |known: &Rc<Statement>| {
+            *known.definition == *definition && known.lexing == judge.lexing && !known.outdated.get()
+        };
         if let Some(found) = list.iter().filter_map(Weak::upgrade).find(same) {
             return found;
         }
@@ -102,6 +109,7 @@ impl Interner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             definition: definition.to_vec().into(),
             lexing: judge.lexing,
+            outdated: Cell::new(false),
             route: RefCell::new((judge.generation, Rc::new(judge.route(sql)))),
         });
         list.push(Rc::downgrade(&made));
@@ -132,9 +140,19 @@ impl ClientStatements {
     pub fn insert(&mut self, name: &[u8], statement: Rc<Statement>) {
         self.named.insert(name.into(), statement);
     }
+    /// Forgets a name; what it stood for.
+    pub fn take(&mut self, name: &[u8]) -> Option<Rc<Statement>> {
+        self.named.remove(name)
+    }
     /// Forgets a name; whether it was known.
     pub fn remove(&mut self, name: &[u8]) -> bool {
         self.named.remove(name).is_some()
+    }
+    /// Servers refuse to execute this statement.
+    pub fn outdate(&self, id: u32) {
+        for statement in self.named.values().filter(|statement| statement.id == id) {
+            statement.outdated.set(true);
+        }
     }
     /// Forgets everything (`DEALLOCATE ALL`, `DISCARD ALL`).
     pub fn clear(&mut self) {

@@ -110,6 +110,8 @@ enum Turn {
     End,
     /// The client spoke nonsense.
     Malformed(&'static str),
+    /// The server refuses the client's settings.
+    Unsettled(String),
     /// An administrator ended it.
     Killed,
 }
@@ -174,6 +176,8 @@ pub struct Session {
     why: Reason,
     /// The request that is timed: when it was read, and when it was sent.
     timed: Option<(Instant, Instant)>,
+    /// The server that is attached was given the client's settings.
+    settled: bool,
 }
 
 impl Session {
@@ -194,7 +198,7 @@ impl Session {
             tokio::task::spawn_local(reads::observe(worker.clone(), database, user));
         }
         if config.split && catalog.is_due(now) {
-            catalog.mark_read(now);
+            catalog.mark_read(now, &entry.user);
             let (database, user) = (entry.database.clone(), entry.user.clone());
             tokio::task::spawn_local(reads::load_catalog(worker.clone(), database, user));
         }
@@ -227,6 +231,7 @@ impl Session {
             leaving: false,
             why: Reason::Control,
             timed: None,
+            settled: false,
         }
     }
 
@@ -267,6 +272,13 @@ impl Session {
                 },
                 Turn::Malformed(why) => {
                     self.last_words(&Refusal::protocol("the client's message is not understood").detail(why)).await;
+                    break;
+                }
+                Turn::Unsettled(why) => {
+                    // The server is in nobody's state now: it is closed.
+                    self.server = None;
+                    let refusal = Refusal::session_lost("the server refuses settings that the session had");
+                    self.last_words(&refusal.detail(why)).await;
                     break;
                 }
                 Turn::Killed => {
@@ -364,6 +376,7 @@ impl Session {
     fn attach(&mut self, server: Server) {
         *self.entry.running.borrow_mut() = Some(server.key.clone());
         self.statements.unnamed_loaded = false;
+        self.settled = false;
         self.kept.clear();
         self.keeping = true;
         self.server = Some(server);
@@ -421,7 +434,8 @@ impl Session {
         }
         self.retries = 0;
         self.held_until = None;
-        // What was answered is never sent again.
+        // All that was kept is answered. A client that keeps its server begins its next request afresh: what an earlier
+        // one did must not be done again with it.
         self.kept.clear();
         self.keeping = self.server.is_some();
         if self.mode == PoolMode::Session || (self.unread && !self.leaving) || self.entry.cancels.get() > 0 {
@@ -431,12 +445,9 @@ impl Session {
             *self.entry.pins.borrow_mut() = self.exchange.state().pins();
             return;
         }
-        let Some(mut server) = self.server.take_if(|server| server.inbox.is_empty() && server.outbox.is_empty()) else {
+        let Some(server) = self.server.take_if(|server| server.inbox.is_empty() && server.outbox.is_empty()) else {
             return;
         };
-        if !Arc::ptr_eq(&server.settings, self.exchange.state().settings()) {
-            server.settings = self.exchange.state().settings().clone();
-        }
         *self.entry.running.borrow_mut() = None;
         self.leaving = false;
         self.primary_only = false;

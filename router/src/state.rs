@@ -49,6 +49,9 @@ pub enum Consequence {
     CatalogChanged,
 }
 
+/// Settings that `RESET ALL` leaves as they are: a server that is believed to be nobody's would be somebody's still.
+const WHO: [&str; 2] = ["session_authorization", "role"];
+
 /// The state of one session.
 #[derive(Debug)]
 pub struct State {
@@ -58,6 +61,8 @@ pub struct State {
     settings: Arc<Settings>,
     /// As of the last commit.
     committed: Arc<Settings>,
+    /// Settings of the first message that a RESET made the server's own; they have to be made again.
+    unmade: BTreeSet<String>,
     savepoints: Vec<(Bytes, Arc<Settings>)>,
     /// A statement failed since the last ReadyForQuery.
     failed: bool,
@@ -79,6 +84,7 @@ impl State {
             settings: startup.clone(),
             committed: startup.clone(),
             startup,
+            unmade: BTreeSet::new(),
             savepoints: Vec::new(),
             failed: false,
             standing: Standing::Idle,
@@ -100,6 +106,23 @@ impl State {
     /// The settings that are left when the transaction is rolled back.
     pub fn committed(&self) -> &Arc<Settings> {
         &self.committed
+    }
+
+    /// Whether a RESET made something the server's own that the client's first message set.
+    pub fn has_unmade(&self) -> bool {
+        !self.unmade.is_empty()
+    }
+
+    /// What its server has, given that it was made to have the session's settings.
+    pub fn on_server(&mut self) -> Arc<Settings> {
+        if self.unmade.is_empty() {
+            return self.settings.clone();
+        }
+        let mut left = Settings::clone(&self.settings);
+        for name in std::mem::take(&mut self.unmade) {
+            left.0.remove(&name);
+        }
+        Arc::new(left)
     }
 
     /// A server was found that has equal settings: one copy of them is enough, and compares faster.
@@ -147,6 +170,7 @@ impl State {
         self.cursors.clear();
         self.prepared.clear();
         self.roll_back();
+        self.unmade.clear();
         self.standing = Standing::Idle;
         self.serializable = false;
     }
@@ -162,6 +186,17 @@ impl State {
         let by_default = self.settings.0.get("default_transaction_isolation");
         let serializable = self.serializable || by_default.is_some_and(|value| value.contains("serializable"));
         routing::Session { standing: self.standing, serializable, pinned: self.is_pinned(), route: None }
+    }
+
+    /// Whether the client itself asked for transactions that only read: that a write is refused says nothing of the
+    /// server then.
+    pub fn reads_by_own_will(&self) -> bool {
+        let by_default = self.settings.0.get("default_transaction_read_only");
+        by_default.is_some_and(|value| {
+            let word = value.trim().trim_matches('\'').to_ascii_lowercase();
+            // Any unambiguous beginning of a word is as good.
+            !word.is_empty() && ["true", "yes", "on", "1"].iter().any(|yes| yes.starts_with(&word)) && word != "o"
+        })
     }
 
     /// A statement failed: what the others of its implicit transaction did is undone with it.
@@ -263,9 +298,7 @@ impl State {
 
     fn begin(&mut self, modes: Modes) {
         if self.standing == Standing::Idle {
-            let by_default = self.settings.0.get("default_transaction_read_only");
-            let read_only = by_default.is_some_and(|value| matches!(value.trim_matches('\''), "on" | "true" | "1"));
-            self.standing = if read_only { Standing::ReadOnly } else { Standing::ReadWrite };
+            self.standing = if self.reads_by_own_will() { Standing::ReadOnly } else { Standing::ReadWrite };
         }
         self.modes(modes);
     }
@@ -313,6 +346,11 @@ impl State {
         }
         match written {
             Some(text) => {
+                self.unmade.remove(key);
+                // Whoever becomes another user plays no role any more.
+                if key == WHO[0] {
+                    Arc::make_mut(&mut self.settings).0.remove(WHO[1]);
+                }
                 Arc::make_mut(&mut self.settings).0.insert(key.to_owned(), text);
             }
             None => self.reset(Some(name)),
@@ -321,14 +359,28 @@ impl State {
 
     fn reset(&mut self, name: Option<&Bytes>) {
         let Some(name) = name else {
-            self.settings = self.startup.clone();
+            let mut settings = Settings::clone(&self.startup);
+            self.unmade.extend(self.startup.0.keys().cloned());
+            // Who one is outlives RESET ALL.
+            for kept in WHO {
+                self.unmade.remove(kept);
+                match self.settings.0.get(kept) {
+                    Some(value) => settings.0.insert(kept.to_owned(), value.clone()),
+                    None => settings.0.remove(kept),
+                };
+            }
+            self.settings = if settings == *self.startup { self.startup.clone() } else { Arc::new(settings) };
             return;
         };
         let Ok(key) = std::str::from_utf8(&name.0) else { return };
         let settings = Arc::make_mut(&mut self.settings);
+        if key == WHO[0] {
+            settings.0.remove(WHO[1]);
+        }
         match self.startup.0.get(key) {
             Some(value) => {
                 settings.0.insert(key.to_owned(), value.clone());
+                self.unmade.insert(key.to_owned());
             }
             None => {
                 settings.0.remove(key);
@@ -346,6 +398,7 @@ impl State {
             Discard::All => {
                 self.server_lost();
                 self.settings = self.startup.clone();
+                self.unmade.extend(self.startup.0.keys().cloned());
                 Consequence::AllDeallocated
             }
         }
@@ -397,6 +450,12 @@ mod tests {
         check(&[("SET timezone TO 'CET'", b'I'), ("RESET ALL", b'I')], "timezone='UTC'");
         check(&[("SET timezone TO 'CET'", b'I'), ("SET timezone TO DEFAULT", b'I')], "timezone='UTC'");
         check(&[("BEGIN", b'T'), ("SET a.b = 1", b'T'), ("ROLLBACK", b'I')], "timezone='UTC'");
+        check(&[("SET ROLE ann", b'I'), ("RESET ALL", b'I')], "role='ann' timezone='UTC'");
+        check(&[("SET ROLE ann", b'I'), ("DISCARD ALL", b'I')], "timezone='UTC'");
+        check(
+            &[("SET ROLE ann", b'I'), ("SET SESSION AUTHORIZATION bob", b'I')],
+            "session_authorization='bob' timezone='UTC'",
+        );
         check(&[("BEGIN", b'T'), ("SET a.b = 1", b'T'), ("COMMIT", b'I')], "a.b='1' timezone='UTC'");
         check(&[("BEGIN", b'T'), ("SET LOCAL a.b = 1", b'T'), ("COMMIT", b'I')], "timezone='UTC'");
         let savepoint: &[(&str, u8)] = &[

@@ -20,6 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -29,6 +30,8 @@ const READ_BYTES: usize = 128 << 10;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A catalogue is read again at this age, in case that something changed it without passing here.
 const CATALOG_AGE_MAX: Duration = Duration::from_secs(300);
+/// It is not read more often than this, however much changes.
+const CATALOG_AGE_MIN: Duration = Duration::from_secs(2);
 /// Bits of a client's number within its worker.
 const CLIENT_BITS: u32 = 22;
 
@@ -124,9 +127,14 @@ pub struct Worker {
 
 /// What is known of one database, with a number that changes with it.
 pub struct CatalogEntry {
+    global: Arc<Global>,
     known: RefCell<Rc<(Catalog, u64)>>,
-    /// When it was read; never, or expired, where absent.
+    /// When it was read, where it was.
     read: Cell<Option<Instant>>,
+    /// How many changes any worker had seen by then.
+    changes: Cell<u64>,
+    /// Who was last in the database, and may read.
+    user: RefCell<String>,
 }
 
 impl CatalogEntry {
@@ -135,19 +143,26 @@ impl CatalogEntry {
         self.known.borrow().clone()
     }
 
-    /// It may be out of date: it is read again soon.
+    /// Something changed that a client did here: all workers read soon again what they know.
     pub fn expire(&self) {
-        self.read.set(None);
+        self.global.catalog_changes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether it should be read.
     pub fn is_due(&self, now: Instant) -> bool {
-        self.read.get().is_none_or(|read| now.duration_since(read) > CATALOG_AGE_MAX)
+        let Some(read) = self.read.get() else { return true };
+        let age = now.duration_since(read);
+        let changed = self.changes.get() != self.global.catalog_changes.load(Ordering::SeqCst);
+        age > CATALOG_AGE_MAX || (changed && age > CATALOG_AGE_MIN)
     }
 
-    /// Notes that it is being read, or was.
-    pub fn mark_read(&self, now: Instant) {
+    /// Notes that it is being read, on behalf of `user`.
+    pub fn mark_read(&self, now: Instant, user: &str) {
         self.read.set(Some(now));
+        self.changes.set(self.global.catalog_changes.load(Ordering::SeqCst));
+        if *self.user.borrow() != user {
+            user.clone_into(&mut self.user.borrow_mut());
+        }
     }
 
     /// A newer catalogue.
@@ -282,8 +297,13 @@ impl Worker {
         if let Some(known) = catalogs.get(database) {
             return known.clone();
         }
-        let cold = CatalogEntry { known: RefCell::new(Rc::new((Catalog::cold(), 1))), read: Cell::new(None) };
-        let entry = Rc::new(cold);
+        let entry = Rc::new(CatalogEntry {
+            global: self.global.clone(),
+            known: RefCell::new(Rc::new((Catalog::cold(), 1))),
+            read: Cell::new(None),
+            changes: Cell::new(0),
+            user: RefCell::default(),
+        });
         catalogs.insert(database.to_owned(), entry.clone());
         entry
     }
@@ -439,10 +459,26 @@ impl Worker {
         }
     }
 
+    /// Reads again what changed, also for clients that stay.
+    fn read_catalogs(self: &Rc<Self>, now: Instant) {
+        let used = |database: &str| self.clients.borrow().values().any(|client| client.database == database);
+        let known: Vec<_> = self.catalogs.borrow().iter().map(|(name, entry)| (name.clone(), entry.clone())).collect();
+        for (database, entry) in known {
+            let user = entry.user.borrow().clone();
+            if !user.is_empty() && entry.is_due(now) && used(&database) {
+                entry.mark_read(now, &user);
+                tokio::task::spawn_local(crate::reads::load_catalog(self.clone(), database, user));
+            }
+        }
+    }
+
     async fn sweep(self: Rc<Self>) {
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
             let (config, now) = (self.config(), Instant::now());
+            if config.split {
+                self.read_catalogs(now);
+            }
             let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
             for pool in pools {
                 let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -2,8 +2,8 @@
 
 use super::{Context, Exchange, Expect, INSPECT_BYTES_MAX, Stop};
 use crate::out::Out;
-use crate::prepared::PREFIX;
-use routing::Class;
+use crate::prepared::{ClientStatements, GONE, PREFIX};
+use routing::{Class, Effect, Route};
 use std::ops::Range;
 use std::rc::Rc;
 use wire::frame::{HEADER_BYTES, c_string, client_header};
@@ -73,9 +73,55 @@ impl Exchange {
                 return Ok((at, Stop::More));
             }
             let whole = head.total().min(rest.len());
+            if self.must_wait(head.tag, &rest[HEADER_BYTES..whole]) {
+                return Ok((at, Stop::Boundary));
+            }
             self.message(head, &rest[..whole], at, context, server, client)?;
             at += whole;
         }
+    }
+
+    /// Whether what a message means depends on an earlier segment that is not answered yet: one that fails makes no
+    /// statements, and a DEALLOCATE that fails takes none away. Whatever is waited for ends with its own Sync or is a
+    /// simple query, so it is answered whether or not more is sent.
+    fn must_wait(&self, tag: u8, body: &[u8]) -> bool {
+        if self.ring.len() < 2 && self.effects.is_empty() {
+            return false;
+        }
+        let name = match tag {
+            b'P' => c_string(body).map(|(name, _)| name),
+            b'B' => frontend::bind_head(body).map(|names| names.statement).ok_or(Malformed("")),
+            b'D' | b'C' => frontend::target(body).map(|target| match target {
+                Target::Statement(name) => name,
+                Target::Portal(_) => b"",
+            }),
+            _ => return false,
+        };
+        let Ok(name) = name else { return false };
+        let ends = |due: &Expect| matches!(due, Expect::Sync | Expect::Query { .. } | Expect::Function);
+        let Some(last) = self.ring.iter().rposition(ends) else { return false };
+        if name.is_empty() {
+            return false;
+        }
+        let forgets = |effect: &Effect| matches!(effect, Effect::Deallocate(_) | Effect::Discard(_));
+        if self.effects.iter().any(|route| route.effects.iter().any(|traced| forgets(&traced.effect))) {
+            return true;
+        }
+        let named = || self.names.iter().any(|pending| **pending == *name);
+        self.ring.iter().take(last).any(|due| match due {
+            Expect::Parse { named: true, .. } => tag == b'P' && named(),
+            Expect::Elided => named(),
+            Expect::CloseElided => self.closing.iter().any(|(closing, _)| **closing == *name),
+            _ => false,
+        })
+    }
+
+    /// Whether the server is told of a statement by an earlier segment that may fail yet; `injected`: by us, unasked.
+    fn uncertain(&self, statement: u32, injected: bool) -> bool {
+        let ends = |due: &Expect| matches!(due, Expect::Sync | Expect::Query { .. } | Expect::Function);
+        let told = |due: &Expect| matches!(due, Expect::Parse { id, wanted, .. } if *id == statement && !(injected && *wanted));
+        let first = self.ring.iter().position(told);
+        first.is_some_and(|first| self.ring.iter().skip(first).any(ends))
     }
 
     fn message(
@@ -111,20 +157,26 @@ impl Exchange {
             }
             b'P' => {
                 self.ask_xid(context.server, server);
-                self.parse(body, here, context, server, client)?;
+                self.parse(body, here, context, server)?;
             }
             b'B' => {
                 self.ask_xid(context.server, server);
                 self.bind(body, head, here, context, server)?;
             }
             b'D' => self.describe(body, here, context, server)?,
-            b'C' => self.close(body, here, context, server, client)?,
+            b'C' => self.close(body, here, context, server)?,
             b'E' => {
                 self.ask_xid(context.server, server);
                 self.execute(body)?;
                 server.pass(here);
             }
-            b'H' => server.pass(here),
+            b'H' => {
+                server.pass(here);
+                // The client waits for what it has asked, and no server will say this.
+                if self.only_elided() {
+                    self.say_elided(client);
+                }
+            }
             b'c' | b'f' => {
                 // Where the server is not copying yet, it will be when this arrives; the entry marks the place.
                 if self.copy_in {
@@ -148,11 +200,36 @@ impl Exchange {
         let effects = !route.effects.is_empty();
         self.note_sent(&route);
         self.note(route.class);
+        let replaced = !self.ignoring && self.deallocates(&route, context.client);
         if effects && !self.ignoring {
             self.effects.push_back(Rc::new(route));
         }
+        if replaced {
+            self.begins();
+            self.stand_in(server);
+        }
         self.expect(Expect::Query { effects });
-        server.pass(here);
+        match replaced {
+            true => server.add(|own| build::query(own, &format!("DEALLOCATE {GONE}"))),
+            false => server.pass(here),
+        }
+    }
+
+    /// Whether a text is a DEALLOCATE of a statement that was prepared by the protocol. Servers know that under another
+    /// name, and other clients may use it.
+    fn deallocates(&self, route: &Route, client: &ClientStatements) -> bool {
+        route.parts == 1
+            && matches!(route.effects.as_slice(), [only] if matches!(&only.effect, Effect::Deallocate(Some(name))
+                if !self.state.has_prepared(&name.0) && client.get(&name.0).is_some()))
+    }
+
+    /// Makes the server know a statement that may be deallocated in place of the client's. Both messages work in a failed
+    /// transaction too, in which the DEALLOCATE behind them then fails as it should.
+    fn stand_in(&mut self, server: &mut Out) {
+        server.add(|own| build::close_statement(own, GONE.as_bytes()));
+        self.ring.push_back(Expect::CloseInjected);
+        server.add(|own| build::parse(own, GONE.as_bytes(), b"\0\0\0"));
+        self.ring.push_back(Expect::Parse { id: u32::MAX, wanted: false, named: false });
     }
 
     fn execute(&mut self, body: &[u8]) -> Result<(), Malformed> {
@@ -195,22 +272,31 @@ impl Exchange {
         if self.ignoring {
             self.ignoring = false;
         }
+        self.begins();
         self.segment_open = false;
         self.ring.push_back(Expect::Sync);
-        self.answered = false;
+    }
+
+    /// A message that is answered: where nothing else is under way, a request begins with it. What was answered of a
+    /// request that is still under way stays answered, or it might be sent again and be answered twice.
+    fn begins(&mut self) {
+        if self.ring.is_empty() && !self.segment_open {
+            self.answered = false;
+        }
     }
 
     /// Notes the answer to a message outside the extended protocol.
     fn expect(&mut self, expect: Expect) {
         // A server that waits for a Sync ignores these too.
         if !self.ignoring {
+            self.begins();
             self.ring.push_back(expect);
-            self.answered = false;
         }
     }
 
     /// Notes the answer to a message of the extended protocol.
     fn extended(&mut self, expect: Expect) {
+        self.begins();
         self.segment_open = true;
         if !self.ignoring {
             self.ring.push_back(expect);
@@ -223,7 +309,6 @@ impl Exchange {
         here: Range<usize>,
         context: &mut Context<'_>,
         server: &mut Out,
-        client: &mut Out,
     ) -> Result<(), Malformed> {
         if self.client_skip > 0 {
             // An unnamed one that is too long to be kept: it serves as long as the server is attached.
@@ -236,41 +321,60 @@ impl Exchange {
         }
         let parse = frontend::parse(body)?;
         if parse.name.is_empty() {
+            let route = context.judge.route(parse.sql);
+            let replaced = self.deallocates(&route, context.client);
             let kept = context.client.unnamed.get_or_insert_default();
             kept.clear();
-            kept.extend_from_slice(parse.definition);
+            match replaced {
+                true => {
+                    kept.extend_from_slice(format!("DEALLOCATE {GONE}").as_bytes());
+                    kept.extend_from_slice(&parse.definition[parse.sql.len()..]);
+                }
+                false => kept.extend_from_slice(parse.definition),
+            }
+            let definition = if replaced { kept.clone() } else { Vec::new() };
             context.client.unnamed_loaded = true;
-            let route = context.judge.route(parse.sql);
             context.client.unnamed_writes = route.class == Class::Write;
             context.client.unnamed_route = (!route.effects.is_empty()).then(|| Rc::new(route));
             self.extended(Expect::Parse { id: 0, wanted: true, named: false });
-            server.pass(here);
+            match replaced {
+                true => server.add(|own| build::parse(own, b"", &definition)),
+                false => server.pass(here),
+            }
             return Ok(());
         }
         if self.ignoring {
             server.pass(here);
             return Ok(());
         }
-        if let Some(taken) = context.client.get(parse.name).cloned() {
-            // The server refuses a second statement under a name that exists; so it does here.
-            let name = taken.server_name();
-            self.ensure(&taken, context, server);
-            server.add(|own| build::parse(own, name.as_bytes(), parse.definition));
+        if context.client.get(parse.name).is_some() {
+            // The server refuses a second statement under a name that exists, if the text is one at all; so it does
+            // here, and no name that others know is touched.
+            self.begins();
+            self.segment_open = true;
+            self.stand_in(server);
+            server.add(|own| build::parse(own, GONE.as_bytes(), parse.definition));
             self.extended(Expect::Parse { id: u32::MAX, wanted: true, named: false });
             return Ok(());
         }
         let statement = context.interner.intern(parse.definition, &context.judge);
         context.client.insert(parse.name, statement.clone());
         self.names.push_back(parse.name.into());
-        if context.server.touch(statement.id) {
+        let known = context.server.touch(statement.id);
+        // In a failed transaction a Parse fails, so the server must see it.
+        if known && self.status != b'E' && !self.uncertain(statement.id, false) {
+            // Said before the next answer of the server: until then nothing was answered, and the request may be sent
+            // again elsewhere.
             self.extended(Expect::Elided);
-            self.say_elided(client);
-            // Nothing of this segment may have reached the server; a Sync ends it anyhow.
             return Ok(());
         }
         self.make_room(context, server);
         context.server.insert(statement.id);
         let name = statement.server_name();
+        if known {
+            server.add(|own| build::close_statement(own, name.as_bytes()));
+            self.extended(Expect::CloseInjected);
+        }
         server.add(|own| build::parse(own, name.as_bytes(), parse.definition));
         self.extended(Expect::Parse { id: statement.id, wanted: true, named: true });
         Ok(())
@@ -278,12 +382,17 @@ impl Exchange {
 
     /// Makes the server know a statement.
     fn ensure(&mut self, statement: &crate::prepared::Statement, context: &mut Context<'_>, server: &mut Out) {
-        if context.server.touch(statement.id) {
+        let known = context.server.touch(statement.id);
+        if known && !self.uncertain(statement.id, true) {
             return;
         }
         self.make_room(context, server);
         context.server.insert(statement.id);
         let name = statement.server_name();
+        if known {
+            server.add(|own| build::close_statement(own, name.as_bytes()));
+            self.extended(Expect::CloseInjected);
+        }
         server.add(|own| build::parse(own, name.as_bytes(), &statement.definition));
         self.extended(Expect::Parse { id: statement.id, wanted: false, named: false });
     }
@@ -336,6 +445,15 @@ impl Exchange {
         let names = frontend::bind_head(body).ok_or(Malformed("a Bind whose names do not end"))?;
         self.note_portal(names.portal, names.statement, context);
         if !self.ignoring
+            && names.statement.is_empty()
+            && context.client.unnamed_route.as_ref().is_some_and(|route| self.deallocates(route, context.client))
+        {
+            self.begins();
+            self.segment_open = true;
+            self.stand_in(server);
+        }
+        let id = context.client.get(names.statement).map_or(0, |known| known.id);
+        if !self.ignoring
             && let Some(name) = self.resolve(names.statement, context, server)
         {
             server.add(|own| build::bind_head(own, names.portal, &name, head.body - names.bytes));
@@ -343,7 +461,7 @@ impl Exchange {
         } else {
             server.pass(here);
         }
-        self.extended(Expect::Bind);
+        self.extended(Expect::Bind { id });
         Ok(())
     }
 
@@ -372,21 +490,24 @@ impl Exchange {
         here: Range<usize>,
         context: &mut Context<'_>,
         server: &mut Out,
-        client: &mut Out,
     ) -> Result<(), Malformed> {
-        let ours = match frontend::target(body)? {
-            Target::Statement(_) | Target::Portal(_) if self.ignoring => false,
+        let closed = match frontend::target(body)? {
+            Target::Statement(_) | Target::Portal(_) if self.ignoring => None,
+            // Behind something that may fail, the Close may be passed over; the server knows best.
             Target::Statement(b"") => {
-                context.client.forget_unnamed();
-                false
+                if self.ring.is_empty() && !self.segment_open {
+                    context.client.forget_unnamed();
+                    context.client.unnamed_loaded = true;
+                }
+                None
             }
             // The definition stays on the server: others may use it.
-            Target::Statement(name) => context.client.remove(name),
-            Target::Portal(_) => false,
+            Target::Statement(name) => context.client.take(name).map(|statement| (name.into(), statement)),
+            Target::Portal(_) => None,
         };
-        if ours {
+        if let Some(closed) = closed {
             self.extended(Expect::CloseElided);
-            self.say_elided(client);
+            self.closing.push_back(closed);
         } else {
             server.pass(here);
             self.extended(Expect::Close);

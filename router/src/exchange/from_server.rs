@@ -5,6 +5,9 @@ use crate::out::Out;
 use wire::frame::{HEADER_BYTES, c_string, header};
 use wire::{Header, backend, build};
 
+/// Where servers say that a statement's columns are not what they were when it was prepared.
+const PLAN_CHECK: &str = "RevalidateCachedQuery";
+
 /// Whether an error proves that a server in recovery did not do what it was asked.
 fn refusal(sqlstate: &str, message: &str, routine: Option<&str>) -> Option<Refused> {
     routing::refusal(sqlstate, message, routine).map(|refusal| match refusal {
@@ -55,7 +58,11 @@ impl Exchange {
                 return Ok(at);
             }
             let here = total.min(rest.len());
-            let show = self.answer(head, &rest[HEADER_BYTES.min(here)..here])? && self.refused.is_none();
+            // Not before what may come at any time or means that the request was not answered at all.
+            if !matches!(head.tag, b'E' | b'N' | b'S' | b'A') {
+                self.say_elided(client);
+            }
+            let show = self.answer(head, &rest[HEADER_BYTES.min(here)..here], client)? && self.refused.is_none();
             if show {
                 self.answered = true;
                 self.partly = head.tag != b'Z';
@@ -64,10 +71,15 @@ impl Exchange {
             self.server_skip = total - here;
             self.server_skip_swallow = !show;
             at += here;
-            if self.server_skip == 0 {
+            if self.server_skip == 0 && (self.answered || self.only_elided()) {
                 self.say_elided(client);
             }
         }
+    }
+
+    /// Whether nothing is due that the server would answer.
+    pub(super) fn only_elided(&self) -> bool {
+        self.ring.iter().all(|due| matches!(due, Expect::Elided | Expect::CloseElided | Expect::CopyEnd))
     }
 
     /// Gives the answers that are due and that the server will not give.
@@ -82,11 +94,13 @@ impl Exchange {
                         self.answered = true;
                     }
                 }
-                Some(Expect::CloseElided) if !silent => {
-                    client.add(build::close_complete);
-                    self.answered = true;
+                Some(Expect::CloseElided) => {
+                    self.closing.pop_front();
+                    if !silent {
+                        client.add(build::close_complete);
+                        self.answered = true;
+                    }
                 }
-                Some(Expect::CloseElided) => {}
                 Some(Expect::CopyEnd) => {}
                 _ => return,
             }
@@ -95,7 +109,7 @@ impl Exchange {
     }
 
     /// Takes one answer; whether the client is to see it.
-    fn answer(&mut self, head: Header, body: &[u8]) -> Result<bool, Desync> {
+    fn answer(&mut self, head: Header, body: &[u8], client: &mut Out) -> Result<bool, Desync> {
         let front = self.ring.front().copied();
         let swallowed = matches!(front, Some(Expect::Injected | Expect::Xid { .. }));
         match head.tag {
@@ -103,7 +117,7 @@ impl Exchange {
                 self.in_order(head.tag, body, front)
             }
             b'Z' => self.ready(body, front),
-            b'E' => self.error(body, front),
+            b'E' => self.error(body, client),
             b'S' => {
                 if let Ok((name, value)) = backend::parameter_status(body) {
                     self.reported.push((name.to_vec(), value.to_vec()));
@@ -164,7 +178,7 @@ impl Exchange {
                 }
                 (true, wanted)
             }
-            (Expect::Bind, b'2') | (Expect::Close, b'3') | (Expect::Describe, b'T' | b'n') => (true, true),
+            (Expect::Bind { .. }, b'2') | (Expect::Close, b'3') | (Expect::Describe, b'T' | b'n') => (true, true),
             (Expect::CloseInjected, b'3') => (true, false),
             (Expect::Describe, b't') | (Expect::Execute { .. }, b'D' | b'd' | b'c') => (false, true),
             (Expect::Execute { .. }, b'C' | b'I' | b's') => (true, true),
@@ -204,20 +218,29 @@ impl Exchange {
         Ok(show)
     }
 
-    fn error(&mut self, body: &[u8], front: Option<Expect>) -> Result<bool, Desync> {
+    fn error(&mut self, body: &[u8], client: &mut Out) -> Result<bool, Desync> {
         let fields = backend::error_fields(body);
         if fields.severity == "FATAL" || fields.severity == "PANIC" {
             // What becomes of the client is not the server's to say.
             self.fatal = Some(body.to_vec());
             return Ok(false);
         }
-        match front {
+        match self.ring.front() {
             Some(Expect::Injected | Expect::Xid { .. }) => {}
             // Only the first word of an answer can still be taken back.
             Some(_) if self.may_retry && !self.answered && self.refused.is_none() && self.status == b'I' => {
-                self.refused = refusal(&fields.sqlstate, &fields.message, routine(body));
+                let word = refusal(&fields.sqlstate, &fields.message, routine(body));
+                self.refused = word.filter(|word| *word == Refused::Conflict || !self.state.reads_by_own_will());
             }
             Some(_) | None => {}
+        }
+        self.say_elided(client);
+        let front = self.ring.front().copied();
+        if let Some(Expect::Bind { id }) = front
+            && id != 0
+            && routine(body) == Some(PLAN_CHECK)
+        {
+            self.outdated.push(id);
         }
         match front {
             Some(Expect::Injected) => {

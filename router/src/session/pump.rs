@@ -8,7 +8,7 @@ use crate::worker::Scratch;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
-use wire::build;
+use wire::{backend, build};
 
 /// Answers that a client does not fetch, before its further messages are left unread.
 const OUTBOX_BYTES_MAX: usize = 1 << 20;
@@ -64,13 +64,23 @@ impl Session {
             stats.took(Stage::Server, heard.duration_since(sent));
             stats.took(Stage::Router, sent.duration_since(began) + heard.elapsed());
         }
-        self.after_answers();
+        self.after_answers()?;
         Ok(true)
     }
 
     /// Takes in what the answers told beside their contents.
-    fn after_answers(&mut self) {
-        let Some(server) = self.server.as_mut() else { return };
+    fn after_answers(&mut self) -> Result<(), Turn> {
+        let Some(server) = self.server.as_mut() else { return Ok(()) };
+        if let Some(error) = self.exchange.take_injected_error() {
+            let said = backend::error_fields(&error);
+            return Err(Turn::Unsettled(format!("{} ({})", said.message, said.sqlstate)));
+        }
+        // What the client set it set on this server too.
+        let state = self.exchange.state();
+        let changed = state.has_unmade() || !Arc::ptr_eq(&server.settings, state.settings());
+        if changed && self.settled && self.exchange.at_rest() {
+            server.settings = self.exchange.state_mut().on_server();
+        }
         if self.exchange.unsettled() {
             self.exchange.settle(&mut self.statements, Some(&mut server.statements));
         }
@@ -96,12 +106,14 @@ impl Session {
                 None => self.send_again_later(),
             }
         }
+        Ok(())
     }
 
     /// Carries what the client sent to the server; whether there was anything.
     pub(super) fn pump_client(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<bool, Turn> {
         let blocked = self.server.as_ref().is_some_and(|server| !server.outbox.is_empty());
-        if blocked || self.outbox.len() > OUTBOX_BYTES_MAX {
+        // Nothing of the client may run before its settings do.
+        if blocked || self.outbox.len() > OUTBOX_BYTES_MAX || self.exchange.injected_only() {
             return Ok(false);
         }
         // It keeps its server, which is about to be stopped: nothing new begins there.
@@ -139,25 +151,25 @@ impl Session {
                     self.inbox.extend_from_slice(all);
                     self.unread = true;
                     self.leaving = true;
-                    let free = self.exchange.at_rest();
                     self.release_if_free();
-                    return Ok(free);
+                    // Where it cannot be given back yet (a cancel request is on its way to it), whatever is waited for
+                    // wakes this client; to go round again meanwhile would keep that from ever happening.
+                    return Ok(self.server.is_none());
                 }
             }
         }
         self.unread = input.len() < all.len();
-        let Some(server) = self.server.as_mut() else { return Ok(true) };
-        let settings = self.exchange.state().settings();
-        if self.exchange.at_rest() && !Arc::ptr_eq(&server.settings, settings) {
-            match settings.difference(&server.settings) {
-                Some(sql) => {
-                    server.settings = settings.clone();
-                    to_server.add(|own| build::query(own, &sql));
-                    self.exchange.inject();
-                }
-                None => self.exchange.state_mut().share_settings(&server.settings),
-            }
+        if let Some(sql) = self.settings_to_make() {
+            self.inbox.extend_from_slice(all);
+            self.unread = true;
+            let Some(server) = self.server.as_mut() else { return Ok(true) };
+            to_server.add(|own| build::query(own, &sql));
+            self.exchange.inject();
+            let sent = server.stream.send(context, to_server, &[], &mut server.outbox);
+            sent.map_err(|error| Turn::ServerLost(error.to_string()))?;
+            return Ok(true);
         }
+        let Some(server) = self.server.as_mut() else { return Ok(true) };
         let catalog = self.catalog.get();
         let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
         let (client, known) = (&mut self.statements, &mut server.statements);
@@ -179,7 +191,36 @@ impl Session {
         sent.map_err(|error| Turn::ServerLost(error.to_string()))?;
         match stop {
             Stop::Terminate => Err(Turn::End),
-            Stop::More | Stop::Boundary => Ok(true),
+            Stop::More => Ok(true),
+            // Answers that are due have to come first.
+            Stop::Boundary => {
+                self.unread = true;
+                Ok(used > 0)
+            }
+        }
+    }
+
+    /// What gives the server the client's settings, where they differ. The server counts as having them from now on; if
+    /// it refuses, the client is not served (`after_answers`).
+    fn settings_to_make(&mut self) -> Option<String> {
+        let server = self.server.as_mut()?;
+        if !self.exchange.at_rest() {
+            return None;
+        }
+        self.settled = true;
+        let settings = self.exchange.state().settings();
+        if Arc::ptr_eq(&server.settings, settings) {
+            return None;
+        }
+        match settings.difference(&server.settings) {
+            Some(sql) => {
+                server.settings = settings.clone();
+                Some(sql)
+            }
+            None => {
+                self.exchange.state_mut().share_settings(&server.settings);
+                None
+            }
         }
     }
 

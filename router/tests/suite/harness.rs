@@ -78,6 +78,23 @@ impl Server {
         server
     }
 
+    /// Restarts with these lines in its configuration.
+    #[allow(dead_code, reason = "not every test program does")]
+    pub fn set(&mut self, lines: &str) {
+        self.kill();
+        let conf = self.data_dir.join("postgresql.conf");
+        let text = fs::read_to_string(&conf).expect("read") + lines;
+        fs::write(&conf, text).expect("written");
+        self.start();
+    }
+
+    /// Restarts believing whoever connects.
+    pub fn believe(&mut self) {
+        self.kill();
+        fs::write(self.data_dir.join("pg_hba.conf"), "host all all 127.0.0.1/32 trust\n").expect("written");
+        self.start();
+    }
+
     pub fn start(&mut self) {
         // Another process may take the free port before the server does; then a new one is tried.
         for _attempt in 0..5 {
@@ -206,7 +223,7 @@ impl Drop for Server {
 pub struct Front {
     pub port: u16,
     pub topology: watch::Sender<Topology>,
-    _router: Router,
+    pub router: Router,
 }
 
 /// What tests begin with: the user `postgres` by password, few connections, short patience.
@@ -228,7 +245,7 @@ impl Front {
     pub async fn start(topology: Topology, config: Config) -> Front {
         let (sender, receiver) = watch::channel(topology);
         let router = Router::start(config, receiver).await.expect("the router starts");
-        Front { port: router.addresses()[0].port(), topology: sender, _router: router }
+        Front { port: router.addresses()[0].port(), topology: sender, router }
     }
 
     pub async fn before(server: &Server, pool_size: usize) -> Front {

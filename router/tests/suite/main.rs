@@ -2,9 +2,12 @@
 
 mod commits;
 mod console;
+mod differential;
 mod harness;
+mod hostile;
 mod losses;
 mod pooling;
 mod protocol;
+mod raw;
 mod security;
 mod splitting;

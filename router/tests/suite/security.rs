@@ -62,7 +62,7 @@ async fn a_query_finds_users_that_no_file_lists() {
 }
 
 /// A certificate for 127.0.0.1 with its key, and the CA that signed it, as files.
-fn certificates(directory: &std::path::Path) -> (std::path::PathBuf, std::path::PathBuf, std::path::PathBuf) {
+pub fn certificates(directory: &std::path::Path) -> (std::path::PathBuf, std::path::PathBuf, std::path::PathBuf) {
     let mut ca = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
     // Another name than the leaf's, or OpenSSL takes the leaf for self-signed.
     ca.distinguished_name.push(rcgen::DnType::CommonName, "ca of the tests");
