@@ -145,7 +145,7 @@ fn a_report_points_at_the_problem() {
     let look = Look { color: false, unicode: true, width: 80, terminal: false };
     assert_eq!(
         report("node.toml", text, &findings, &look),
-        "✖ unknown key `prot` (ST1102)\n  ─ node.toml:3:1\n3 │ prot = 1\n  │ ^^^^\n  hint: known here: name, site, state_dir, keeper, api, postgresql, hooks, dns,\n        consensus, router"
+        "✖ unknown key `prot` (ST1102)\n  ─ node.toml:3:1\n3 │ prot = 1\n  │ ^^^^\n  hint: known here: name, site, state_dir, keeper, api, postgresql, hooks, dns,\n        floating_ip, consensus, router"
     );
 }
 
@@ -169,6 +169,7 @@ fn every_key_of_the_file_has_its_line_in_the_reference() {
         ("postgresql", POSTGRESQL_KEYS),
         ("hooks", HOOK_KEYS),
         ("dns", DNS_KEYS),
+        ("floating_ip", FLOATING_KEYS),
         ("consensus", CONSENSUS_KEYS),
     ];
     for (section, keys) in sections {
