@@ -16,8 +16,8 @@ const ACCOUNTS: u64 = 1_000;
 const TELLERS: u64 = 10;
 /// Between two transactions of a client.
 const THINK: Duration = Duration::from_millis(2);
-/// So many failovers in an hour are not delayed; keepers forget them when they start.
-const FAILOVERS_FREE: usize = 3;
+/// So many failovers of one cluster in an hour are not delayed.
+pub const FAILOVERS_FREE: usize = 3;
 
 /// What is done to the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,22 @@ pub struct Report {
     pub violations: Vec<String>,
     /// The longest time between two answers to one client.
     pub longest_stall: Duration,
+}
+
+impl Report {
+    /// The report of both.
+    #[must_use]
+    pub fn and(mut self, other: Report) -> Report {
+        self.acknowledged += other.acknowledged;
+        for (state, count) in other.errors {
+            *self.errors.entry(state).or_default() += count;
+        }
+        self.unknown.extend(other.unknown);
+        self.lost_connections += other.lost_connections;
+        self.violations.extend(other.violations);
+        self.longest_stall = self.longest_stall.max(other.longest_stall);
+        self
+    }
 }
 
 impl fmt::Display for Report {
@@ -249,12 +265,6 @@ pub async fn suffer(
     mut tell: impl FnMut(usize, &str, Duration),
 ) {
     for run in 1..=count {
-        if fault == Fault::Crash && run > 1 && run % FAILOVERS_FREE == 1 {
-            for name in cluster.nodes.keys() {
-                cluster.restart(name).await;
-                whole(cluster).await;
-            }
-        }
         let (primary, to) = whole(cluster).await;
         load.goes_on(50).await;
         load.take_stall();

@@ -320,6 +320,40 @@ impl Exchange {
         (self.ring.iter().filter(ends).count(), self.segment_open)
     }
 
+    /// Whether nothing is due but the ends of statements and portals. Drivers send those by themselves and look at no answer:
+    /// an error there would be told to nobody.
+    pub fn only_closes(&self) -> bool {
+        let closes = |due: &Expect| match due {
+            Expect::Close
+            | Expect::CloseElided
+            | Expect::CloseInjected
+            | Expect::Sync
+            | Expect::Xid { .. }
+            | Expect::Parse { wanted: false, .. } => true,
+            Expect::Query { .. }
+            | Expect::Injected
+            | Expect::Function
+            | Expect::Parse { wanted: true, .. }
+            | Expect::Elided
+            | Expect::Bind
+            | Expect::Describe
+            | Expect::Execute { .. }
+            | Expect::CopyEnd => false,
+        };
+        !self.ring.is_empty() && self.ring.iter().all(closes)
+    }
+
+    /// Writes the answers to those, in a transaction of which the client knows nothing bad yet.
+    pub fn answer_closes(&self, client: &mut Vec<u8>) {
+        for due in &self.ring {
+            match due {
+                Expect::Close | Expect::CloseElided => build::close_complete(client),
+                Expect::Sync => build::ready(client, b'T'),
+                _ => {}
+            }
+        }
+    }
+
     /// Writes the answers of a COMMIT or ROLLBACK that worked, by its tag.
     pub fn answer_end(&mut self, tag: &str, client: &mut Vec<u8>) {
         for due in &self.ring {

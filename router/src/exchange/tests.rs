@@ -197,6 +197,23 @@ fn the_rest_of_a_message_whose_server_is_gone_reaches_no_other() {
     assert!(wire.exchange.at_rest());
 }
 
+#[test]
+fn an_error_is_not_told_where_nobody_listens() {
+    let mut client = Vec::new();
+    build::close_statement(&mut client, b"unknown");
+    build::sync(&mut client);
+    let mut wire = Wire::new();
+    wire.client_says(&client, &[]).expect("well formed");
+    assert!(wire.exchange.only_closes());
+    let mut answer = Vec::new();
+    wire.exchange.answer_closes(&mut answer);
+    assert_eq!(tags(&answer), "3Z");
+    let mut client = Vec::new();
+    build::query(&mut client, "COMMIT");
+    wire.client_says(&client, &[]).expect("well formed");
+    assert!(!wire.exchange.only_closes(), "whoever commits wants to know");
+}
+
 proptest! {
     #[test]
     fn how_bytes_are_cut_changes_nothing(

@@ -177,6 +177,14 @@ impl Session {
 
     /// Answers everything that is due with an error; `in_transaction` where the client has to end its transaction first.
     fn fail(&mut self, refusal: &Refusal, in_transaction: bool) {
+        if in_transaction && self.exchange.only_closes() {
+            self.exchange.answer_closes(&mut self.outbox);
+            self.exchange.server_lost(&mut self.statements);
+            self.refusal.clear();
+            refusal.write("ERROR", &mut self.refusal);
+            self.exchange.orphan_untold();
+            return;
+        }
         let (due, open) = self.exchange.due();
         let status = if in_transaction { b'E' } else { b'I' };
         for _ in 0..due {

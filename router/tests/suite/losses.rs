@@ -55,6 +55,28 @@ async fn a_driver_can_end_a_lost_transaction_by_the_extended_protocol() {
     assert_eq!(client.query_one("SELECT 1", &[]).await.expect("lives").get::<_, i32>(0), 1);
 }
 
+/// A driver that drops a statement closes it without looking at the answer; then the server is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_behind_a_close_that_was_lost_is_an_error() {
+    let server = Server::new();
+    let front = Front::before(&server, 2).await;
+    let client = front.client().await;
+    client.batch_execute("CREATE TABLE t (a int)").await.expect("made");
+    client.batch_execute("BEGIN; INSERT INTO t VALUES (1)").await.expect("begun");
+    let prepared = client.prepare("SELECT 1").await.expect("prepared");
+    let pid = one(&client, PID).await;
+    // It is stopped, so that it answers the Close no more.
+    let process = nix::unistd::Pid::from_raw(pid.parse().expect("a process id"));
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
+    drop(prepared);
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).expect("killed");
+    let lost = try_one(&client, "COMMIT").await.expect_err("the transaction is gone");
+    assert_eq!(sqlstate(&lost), "40001", "{lost:?}");
+    client.batch_execute("ROLLBACK").await.expect("ended");
+    assert_eq!(one(&client, "SELECT count(*) FROM t").await, "0");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_write_is_not_sent_again() {
     let server = Server::new();
