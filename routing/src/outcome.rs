@@ -119,6 +119,9 @@ fn on_same_server(doubt: &InDoubt, asked: &Asked<'_>) -> Outcome {
 
 /// How the history of the primary of `now` relates to that of epoch `then`.
 pub fn descent(lineage: &[LineageEntry], then: Epoch, now: Epoch) -> Descent {
+    if then == now {
+        return Descent::Same;
+    }
     let known = &lineage[..lineage.partition_point(|entry| entry.epoch <= now)];
     // Epochs that only confirmed a primary have no entry: they go on with the one before.
     let begun = |epoch: Epoch| known.partition_point(|entry| entry.epoch <= epoch).checked_sub(1);

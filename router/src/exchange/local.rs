@@ -157,11 +157,18 @@ impl Exchange {
                     client.add(|own| build::ready(own, b'E'));
                 }
             }
-            (Local::OrphanUntold, b'P' | b'B' | b'D' | b'E' | b'C') => {
+            // Drivers close statements by themselves, and would not hear what they are told in answer.
+            (Local::OrphanUntold, b'C') => {
+                if let Target::Statement(name) = frontend::target(body)? {
+                    context.statements.remove(name);
+                }
+                client.add(build::close_complete);
+            }
+            (Local::OrphanUntold, b'P' | b'B' | b'D' | b'E') => {
                 say(client, refusal);
                 self.local = Local::OrphanToSync;
             }
-            (Local::OrphanUntold, b'S') => client.add(|own| build::ready(own, b'E')),
+            (Local::OrphanUntold, b'S') => client.add(|own| build::ready(own, b'T')),
             (Local::ToSync, b'S') => {
                 client.add(|own| build::ready(own, status));
                 self.local = Local::No;

@@ -75,6 +75,15 @@ async fn a_commit_behind_a_close_that_was_lost_is_an_error() {
     assert_eq!(sqlstate(&lost), "40001", "{lost:?}");
     client.batch_execute("ROLLBACK").await.expect("ended");
     assert_eq!(one(&client, "SELECT count(*) FROM t").await, "0");
+    // The same where the server was lost before the Close.
+    client.batch_execute("BEGIN; INSERT INTO t VALUES (2)").await.expect("begun");
+    let prepared = client.prepare("SELECT 1").await.expect("prepared");
+    terminate(&server, &one(&client, PID).await);
+    drop(prepared);
+    let lost = try_one(&client, "COMMIT").await.expect_err("the transaction is gone");
+    assert_eq!(sqlstate(&lost), "40001", "{lost:?}");
+    client.batch_execute("ROLLBACK").await.expect("ended");
+    assert_eq!(one(&client, "SELECT count(*) FROM t").await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
