@@ -6,6 +6,7 @@
 
 mod cluster;
 pub mod faults;
+pub mod history;
 mod http;
 pub mod lab;
 mod ledger;
@@ -15,6 +16,7 @@ pub mod oracle;
 pub mod patroni;
 mod postgresql;
 mod program;
+pub mod readers;
 mod wait;
 
 pub use cluster::{Cluster, Node};
