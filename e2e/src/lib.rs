@@ -7,6 +7,7 @@
 mod cluster;
 pub mod faults;
 mod front;
+pub mod history;
 mod http;
 pub mod lab;
 mod ledger;
@@ -16,6 +17,7 @@ pub mod oracle;
 pub mod patroni;
 mod postgresql;
 mod program;
+pub mod readers;
 pub mod transparency;
 mod wait;
 

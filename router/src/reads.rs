@@ -121,7 +121,8 @@ impl Reads {
         if now < session.retry_after || self.replicas.is_empty() {
             return ReadTarget::Primary;
         }
-        let requirement = match session.memory.need(config.consistency, &self.sampler, &self.replicas, now) {
+        let level = if unchecked() { Level::Eventual } else { config.consistency };
+        let requirement = match session.memory.need(level, &self.sampler, &self.replicas, now) {
             Need::Primary(_) => return ReadTarget::Primary,
             Need::Position(ack) => return ReadTarget::Position(ack),
             Need::Replica(requirement) => {
@@ -176,6 +177,20 @@ impl Reads {
             session.memory.on_primary(&mut self.sampler);
         }
     }
+}
+
+/// Whether reads go to replicas without a look at positions: for the test that proves that such a thing would be seen.
+#[cfg(debug_assertions)]
+fn unchecked() -> bool {
+    static ASKED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *ASKED.get_or_init(|| std::env::var_os("STEMMA_UNCHECKED_READS").is_some())
+}
+
+/// There is no such thing in a release.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+fn unchecked() -> bool {
+    false
 }
 
 /// Waits until a position behind `ack` is known. `false`: it could not be found out.

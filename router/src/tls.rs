@@ -4,6 +4,7 @@
 use model::Trouble;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,32 +23,56 @@ fn unreadable(path: &Path, why: impl std::fmt::Display) -> Trouble {
     .because(why)
 }
 
-/// What clients meet: a chain and its key, both PEM.
-pub fn for_clients(certificate: &Path, key: &Path) -> Result<Arc<rustls::ServerConfig>, Trouble> {
+fn roots(ca: &Path) -> Result<rustls::RootCertStore, Trouble> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).map_err(|why| unreadable(ca, why))? {
+        roots.add(certificate.map_err(|why| unreadable(ca, why))?).map_err(|why| unreadable(ca, why))?;
+    }
+    Ok(roots)
+}
+
+/// The name that a peer's certificate was issued for, where it showed one that was accepted.
+pub fn peer_name(stream: &tokio_rustls::TlsStream<tokio::net::TcpStream>) -> Option<String> {
+    let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let mut names = certificate.subject().iter_common_name();
+    // Of two names nobody could tell which one is meant.
+    let (name, more) = (names.next()?, names.next());
+    more.is_none().then(|| name.as_str().ok().map(str::to_owned))?
+}
+
+/// What clients meet: a chain and its key, both PEM. With a CA they may show a certificate that it signed.
+pub fn for_clients(
+    certificate: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+) -> Result<Arc<rustls::ServerConfig>, Trouble> {
     let chain: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(certificate).map_err(|why| unreadable(certificate, why))?.collect();
     let chain = chain.map_err(|why| unreadable(certificate, why))?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|why| unreadable(key, why))?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+    let builder = rustls::ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|why| unreadable(certificate, why))?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
         .map_err(|why| unreadable(certificate, why))?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider());
+            builder
+                .with_client_cert_verifier(verifier.allow_unauthenticated().build().map_err(|why| unreadable(ca, why))?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, private).map_err(|why| unreadable(certificate, why))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }
 
 /// What servers must show: a certificate for their address, signed by a CA in this PEM file.
 pub fn for_servers(ca: &Path) -> Result<Arc<rustls::ClientConfig>, Trouble> {
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).map_err(|why| unreadable(ca, why))? {
-        roots.add(certificate.map_err(|why| unreadable(ca, why))?).map_err(|why| unreadable(ca, why))?;
-    }
     let config = rustls::ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|why| unreadable(ca, why))?
-        .with_root_certificates(roots)
+        .with_root_certificates(roots(ca)?)
         .with_no_client_auth();
     Ok(Arc::new(config))
 }

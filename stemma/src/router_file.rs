@@ -43,6 +43,11 @@ pub const KEYS: &[KeyDoc] = &[
     key("router.auth_database", "the client's", "Database in which `auth_query` runs."),
     key("router.tls_certificate", "none", "PEM chain that clients meet; with `tls_key`."),
     key("router.tls_key", "none", "Its key."),
+    key(
+        "router.tls_client_ca",
+        "none",
+        "CA of clients' certificates: one whose common name is the user's name stands for the password.",
+    ),
     key("router.tls_required", "`false`", "Whether clients without TLS are turned away."),
     key("router.server_ca", "none", "CA of the servers' certificates; with it every connection to a server is TLS."),
     key(
@@ -89,6 +94,7 @@ pub struct Section {
     auth_database: Option<String>,
     tls_certificate: Option<PathBuf>,
     tls_key: Option<PathBuf>,
+    tls_client_ca: Option<PathBuf>,
     #[serde(default)]
     tls_required: bool,
     server_ca: Option<PathBuf>,
@@ -224,11 +230,15 @@ impl Section {
     fn client_tls(&self) -> Result<Option<ClientTls>, Trouble> {
         match (&self.tls_certificate, &self.tls_key) {
             (Some(certificate), Some(key)) => {
-                let config = router::tls::for_clients(certificate, key)?;
+                let config = router::tls::for_clients(certificate, key, self.tls_client_ca.as_deref())?;
                 Ok(Some(ClientTls { config, require: self.tls_required }))
             }
             (None, None) if self.tls_required => Err(Trouble::config_missing_key(
                 "`router.tls_required` is set, but there is no certificate",
+                "add tls_certificate and tls_key to [router]",
+            )),
+            (None, None) if self.tls_client_ca.is_some() => Err(Trouble::config_missing_key(
+                "`router.tls_client_ca` is set, but there is no certificate",
                 "add tls_certificate and tls_key to [router]",
             )),
             (None, None) => Ok(None),

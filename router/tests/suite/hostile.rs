@@ -277,7 +277,7 @@ async fn what_is_put_behind_a_request_for_tls_in_clear_text_is_not_heard() {
     let (certificate, key, _) = crate::security::certificates(room.path());
     let mut server = Server::new();
     server.believe();
-    let config_of = router::tls::for_clients(&certificate, &key).expect("sound files");
+    let config_of = router::tls::for_clients(&certificate, &key, None).expect("sound files");
     let tls = Some(ClientTls { config: config_of, require: false });
     let front =
         Front::start(server.topology(1), router::Config { auth: ClientAuth::Trust, client_tls: tls, ..config(2) })

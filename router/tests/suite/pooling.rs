@@ -154,3 +154,77 @@ async fn in_session_mode_a_client_keeps_its_server_and_leaves_it_clean() {
     assert_eq!(one(&b, "SELECT to_regclass('pg_temp.t')").await, "NULL");
     assert_eq!(one(&b, PID).await, pid, "the same server, cleaned");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_outlives_reset_all_for_its_client_alone() {
+    let server = Server::new();
+    server.sql("CREATE ROLE clerk");
+    let front = Front::before(&server, 1).await;
+    let (a, b) = (front.client().await, front.client().await);
+    a.batch_execute("SET ROLE clerk").await.expect("set");
+    a.batch_execute("RESET ALL").await.expect("reset");
+    assert_eq!(one(&b, "SELECT current_user").await, "postgres");
+    assert_eq!(one(&a, "SELECT current_user").await, "clerk", "as without a router");
+    a.batch_execute("DISCARD ALL").await.expect("discarded");
+    assert_eq!(one(&a, "SELECT current_user").await, "postgres");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_runs_where_the_server_refuses_the_clients_settings() {
+    let server = Server::new();
+    server.sql("CREATE ROLE clerk; CREATE TABLE t (a int); GRANT ALL ON t TO clerk");
+    let front = Front::before(&server, 1).await;
+    let (a, b) = (front.client().await, front.client().await);
+    a.batch_execute("SET ROLE clerk").await.expect("set");
+    one(&b, "SELECT 1").await;
+    server.sql("DROP OWNED BY clerk; DROP ROLE clerk");
+    let refused = a.batch_execute("INSERT INTO t VALUES (1)").await.expect_err("who is it to be?");
+    assert_eq!(sqlstate(&refused), "57P02");
+    assert_eq!(one(&b, "SELECT count(*) FROM t").await, "0", "and it did not run as another");
+    assert_eq!(one(&b, "SELECT current_user").await, "postgres");
+}
+
+#[test]
+fn the_router_is_a_primary_to_clients_that_look_for_one() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let server = Server::new();
+    let front = runtime.block_on(Front::before(&server, 2));
+    let connects = |attributes: &str, options: &str| {
+        let dsn = format!(
+            "host=127.0.0.1 port={} user=postgres dbname=postgres target_session_attrs={attributes} {options}",
+            front.port
+        );
+        crate::harness::command("psql")
+            .args(["-XAtqc", "SELECT 1", "-d", &dsn])
+            .output()
+            .expect("psql")
+            .status
+            .success()
+    };
+    let reading = "options='-c default_transaction_read_only=on'";
+    for (attributes, options, wanted) in [
+        ("any", "", true),
+        ("read-write", "", true),
+        ("primary", "", true),
+        ("prefer-standby", "", true),
+        ("standby", "", false),
+        ("read-only", "", false),
+        ("read-only", reading, true),
+        ("read-write", reading, false),
+    ] {
+        assert_eq!(connects(attributes, options), wanted, "{attributes} {options}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_reads_by_its_own_will_is_refused_at_once() {
+    let server = Server::new();
+    server.sql("CREATE TABLE t (a int)");
+    let front = Front::before(&server, 1).await;
+    let a = front.client().await;
+    a.batch_execute("SET default_transaction_read_only TO on").await.expect("set");
+    let began = std::time::Instant::now();
+    let refused = a.batch_execute("INSERT INTO t VALUES (1)").await.expect_err("it only reads");
+    assert_eq!(sqlstate(&refused), "25006");
+    assert!(began.elapsed() < Duration::from_secs(5), "it was held");
+}

@@ -86,7 +86,7 @@ async fn clients_and_servers_are_reached_by_tls() {
     let mut server = Server::new();
     server.enable_tls(&certificate, &key);
     let tls = router::config::ClientTls {
-        config: router::tls::for_clients(&certificate, &key).expect("sound files"),
+        config: router::tls::for_clients(&certificate, &key, None).expect("sound files"),
         require: true,
     };
     let server_tls = router::config::ServerTls::Require(router::tls::for_servers(&ca).expect("sound file"));
@@ -109,4 +109,53 @@ async fn clients_and_servers_are_reached_by_tls() {
     let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(said.starts_with("t\n1000000\n"), "the way to the server is encrypted: {said}{errors}");
     assert!(said.contains("SSL connection"), "and the way to the router: {said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_for_the_users_name_stands_for_the_password() {
+    let room = tempfile::tempdir().expect("a directory");
+    let (certificate, key, _) = certificates(room.path());
+    let ca = rcgen::KeyPair::generate().expect("a key");
+    let mut parameters = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, "ca of the clients");
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = rcgen::CertifiedIssuer::self_signed(parameters, ca).expect("a CA");
+    let write = |name: &str, text: String| {
+        let path = room.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
+        path
+    };
+    let ca_file = write("clients.pem", ca.pem());
+    let shown = |user: &str| {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut leaf = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+        leaf.distinguished_name = rcgen::DistinguishedName::new();
+        leaf.distinguished_name.push(rcgen::DnType::CommonName, user);
+        let leaf = leaf.signed_by(&key, &ca).expect("signed");
+        (write(&format!("{user}.pem"), leaf.pem()), write(&format!("{user}.key"), key.serialize_pem()))
+    };
+    let server = Server::new();
+    let tls = router::config::ClientTls {
+        config: router::tls::for_clients(&certificate, &key, Some(&ca_file)).expect("sound files"),
+        require: true,
+    };
+    let front = Front::start(server.topology(1), router::Config { client_tls: Some(tls), ..config(2) }).await;
+    let enters = |shown: Option<(std::path::PathBuf, std::path::PathBuf)>, password: &str| {
+        let mut dsn = format!("host=127.0.0.1 port={} user=postgres dbname=postgres sslmode=require", front.port);
+        if let Some((certificate, key)) = shown {
+            dsn += &format!(" sslcert={} sslkey={}", certificate.display(), key.display());
+        }
+        let psql = std::process::Command::new("/usr/lib/postgresql/15/bin/psql")
+            .args(["-XAtqwc", "SELECT current_user", "-d", &dsn])
+            .env("PGPASSWORD", password)
+            .output()
+            .expect("psql starts");
+        String::from_utf8_lossy(&psql.stdout).trim() == "postgres"
+    };
+    assert!(enters(Some(shown("postgres")), "wrong"), "its own certificate");
+    assert!(!enters(Some(shown("ann")), "wrong"), "someone else's");
+    assert!(enters(Some(shown("bob")), PASSWORD), "someone else's, with the password");
+    assert!(!enters(None, "wrong"));
+    assert!(enters(None, PASSWORD), "no certificate is needed");
 }

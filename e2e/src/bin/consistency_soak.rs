@@ -1,0 +1,38 @@
+//! `consistency_soak [MINUTES]`: rounds of half a minute in which clients read and write through a router while replicas
+//! are paused and the primary changes; each is judged. Ends with an error at the first promise that is not kept.
+//! `STEMMA_SEED` repeats a row.
+
+use e2e::Cluster;
+use e2e::history::violations;
+use e2e::readers::{Front, run};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const ROUND: Duration = Duration::from_secs(30);
+
+#[tokio::main]
+async fn main() {
+    let minutes: u64 = std::env::args().nth(1).map_or(10, |text| text.parse().expect("a number of minutes"));
+    let given = std::env::var("STEMMA_SEED").ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = given.unwrap_or_else(|| u64::from(std::process::id()));
+    println!("repeat with STEMMA_SEED={seed}");
+    let cluster = Cluster::start(15, &[]).await;
+    let front = Arc::new(Front::before(&cluster, false));
+    let (began, mut round, mut total) = (Instant::now(), 0, [0_usize; 3]);
+    while began.elapsed() < Duration::from_secs(minutes * 60) {
+        let seen = run(&cluster, &front, ROUND, seed.wrapping_add(round), true).await;
+        round += 1;
+        let found = violations(&seen.operations, &seen.end, None);
+        let numbers = [seen.operations.len(), seen.on_replicas, seen.changes];
+        total = std::array::from_fn(|index| total[index] + numbers[index]);
+        println!(
+            "{round:>4}  {} operations, {} reads on replicas, {} changes of primary",
+            numbers[0], numbers[1], numbers[2]
+        );
+        assert!(found.is_empty(), "{} violations, the first: {:#?}\n{}", found.len(), found.first(), front.log());
+    }
+    println!(
+        "no violation in {} operations, {} of them reads on replicas, over {} changes of primary",
+        total[0], total[1], total[2]
+    );
+}

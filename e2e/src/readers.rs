@@ -1,0 +1,261 @@
+//! Clients of a router that read and write, a hand that slows replicas and moves the primary meanwhile, and the history of
+//! what the clients saw, for `history` to judge.
+
+use crate::cluster::Cluster;
+use crate::history::{Did, Operation, Outcome};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+use tokio_postgres::{Client, NoTls};
+
+/// Objects of each kind.
+const KEYS: i64 = 4;
+/// Clients at once.
+const CLIENTS: u32 = 8;
+/// How long the router may hold a statement, and a little.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A `stemma router` before a cluster, with reads on replicas; ended when dropped.
+pub struct Front {
+    process: Child,
+    options: tokio_postgres::Config,
+    room: tempfile::TempDir,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Front {
+    /// For the superuser of a cluster; `unchecked` makes a debug build read without looking at positions.
+    pub fn before(cluster: &Cluster, unchecked: bool) -> Front {
+        use std::os::unix::fs::PermissionsExt;
+        let room = tempfile::tempdir().expect("a directory");
+        let mut options: tokio_postgres::Config = cluster.node("n1").uri.parse().expect("a URI");
+        let password = String::from_utf8(options.get_password().expect("a password").to_vec()).expect("text");
+        let users = room.path().join("users.txt");
+        std::fs::write(&users, format!("\"postgres\" \"{password}\"\n")).expect("written");
+        std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).expect("mode");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("address").port();
+        let apis: Vec<String> =
+            cluster.nodes.values().map(|node| format!("\"http://127.0.0.1:{}\"", node.api_port)).collect();
+        let text = format!(
+            "nodes = [{}]\n[router]\nlisten = \"127.0.0.1:{port}\"\nusers_file = \"{}\"\nhold = \"60s\"\nsplit = true\n",
+            apis.join(", "),
+            users.display()
+        );
+        let file = room.path().join("router.toml");
+        std::fs::write(&file, text).expect("written");
+        let mut command = Command::new(crate::program());
+        command.arg("--config").arg(&file).arg("router").stdin(Stdio::null()).stdout(Stdio::null());
+        if unchecked {
+            command.env("STEMMA_UNCHECKED_READS", "1");
+        }
+        let log = std::fs::File::create(room.path().join("log")).expect("a log");
+        let process = command.stderr(log).spawn().expect("the router starts");
+        options = tokio_postgres::Config::new();
+        options.host("127.0.0.1").port(port).user("postgres").password(password).dbname("postgres");
+        Front { process, options, room }
+    }
+
+    /// What it wrote.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(Path::new(self.room.path()).join("log")).unwrap_or_default()
+    }
+
+    /// A client, tried for until the router lets it in.
+    pub async fn client(&self) -> Client {
+        let began = Instant::now();
+        loop {
+            match self.options.connect(NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    return client;
+                }
+                Err(error) => assert!(began.elapsed() < PATIENCE, "nobody is let in: {error:?}\n{}", self.log()),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// A small generator (xorshift).
+pub struct Dice(u64);
+
+impl Dice {
+    /// From a seed.
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 8) % bound
+    }
+}
+
+/// What a run saw.
+pub struct Run {
+    /// All operations.
+    pub operations: Vec<Operation>,
+    /// The lists in the end.
+    pub end: BTreeMap<i64, Vec<i64>>,
+    /// Reads that a replica served.
+    pub on_replicas: usize,
+    /// Changes of primary.
+    pub changes: usize,
+}
+
+/// Has clients read and write for so long, while replicas are paused and, where wanted, the primary changes.
+pub async fn run(cluster: &Cluster, front: &Arc<Front>, lasts: Duration, seed: u64, changes: bool) -> Run {
+    let setup = front.client().await;
+    let sql = "CREATE TABLE IF NOT EXISTS registers (key bigint PRIMARY KEY, version bigint);
+        CREATE TABLE IF NOT EXISTS lists (key bigint PRIMARY KEY, items bigint[]);
+        TRUNCATE registers, lists;
+        CREATE OR REPLACE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS
+            $$ SELECT current_setting('transaction_read_only') $$";
+    setup.batch_execute(sql).await.expect("made");
+    let fill = format!(
+        "INSERT INTO registers SELECT k, 0 FROM generate_series(1, {KEYS}) k;
+        INSERT INTO lists SELECT -k, '{{}}' FROM generate_series(1, {KEYS}) k"
+    );
+    setup.batch_execute(&fill).await.expect("filled");
+    // What `place` is has to be known before reads that call it go to replicas.
+    let began = Instant::now();
+    loop {
+        let row = front.client().await.query_one("SELECT place()", &[]).await.expect("read");
+        if row.get::<_, String>(0) == "on" {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "no read is served by a replica\n{}", front.log());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let (began, values) = (Instant::now(), Arc::new(AtomicI64::new(1)));
+    let until = began + lasts;
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let (front, values) = (front.clone(), values.clone());
+            tokio::spawn(async move { client(&front, number, seed, began, until, &values).await })
+        })
+        .collect();
+    let changes = disturb(cluster, until, &mut Dice::new(seed ^ 0xd157), changes).await;
+    let (mut operations, mut on_replicas) = (Vec::new(), 0);
+    for task in clients {
+        let (done, replicas) = task.await.expect("a client goes on whatever it meets");
+        operations.extend(done);
+        on_replicas += replicas;
+    }
+    // By a session of its own that has written, so that it is read on the primary.
+    let last = front.client().await;
+    let rows = last.query("UPDATE lists SET items = items RETURNING key, items", &[]).await.expect("read");
+    let end = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    Run { operations, end, on_replicas, changes }
+}
+
+/// One client: its operations, and how many reads replicas served.
+async fn client(
+    front: &Front,
+    number: u32,
+    seed: u64,
+    start: Instant,
+    until: Instant,
+    values: &AtomicI64,
+) -> (Vec<Operation>, usize) {
+    let mut dice = Dice::new(seed.wrapping_add(u64::from(number) * 7919 + 1));
+    let (mut session, mut connection) = (number, front.client().await);
+    let (mut operations, mut on_replicas) = (Vec::new(), 0);
+    let clock = || u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    while Instant::now() < until {
+        let writes_often = number.is_multiple_of(2);
+        // Half of them write seldom: who has just written reads on the primary, and would prove little of replicas.
+        // A session that was once served by the primary seldom leaves it while others write, so readers begin anew.
+        if connection.is_closed() || (!writes_often && dice.below(40) == 0) {
+            // Another connection is another session, to which nothing was promised yet.
+            session += CLIENTS;
+            connection = front.client().await;
+        }
+        let key = 1 + i64::try_from(dice.below(KEYS as u64)).expect("small");
+        let began = clock();
+        let (key, did) = match dice.below(if writes_often { 6 } else { 60 }) {
+            0 => (key, raise(&connection, key).await),
+            1 => (-key, Some(append(&connection, -key, values.fetch_add(1, Ordering::Relaxed)).await)),
+            choice if choice.is_multiple_of(2) => {
+                let row = connection.query_opt("SELECT version, place() FROM registers WHERE key = $1", &[&key]).await;
+                let row = row.ok().flatten();
+                on_replicas += usize::from(row.as_ref().is_some_and(|row| row.get::<_, &str>(1) == "on"));
+                (key, row.map(|row| Did::Saw(row.get(0))))
+            }
+            _ => {
+                let row = connection.query_opt("SELECT items, place() FROM lists WHERE key = $1", &[&-key]).await;
+                let row = row.ok().flatten();
+                on_replicas += usize::from(row.as_ref().is_some_and(|row| row.get::<_, &str>(1) == "on"));
+                (-key, row.map(|row| Did::Listed(row.get(0))))
+            }
+        };
+        operations.extend(did.map(|did| Operation { session, key, began, ended: clock(), did }));
+        tokio::time::sleep(Duration::from_millis(dice.below(20))).await;
+    }
+    (operations, on_replicas)
+}
+
+async fn raise(connection: &Client, key: i64) -> Option<Did> {
+    let sql = "UPDATE registers SET version = version + 1 WHERE key = $1 RETURNING version";
+    // A write of unknown outcome promises nothing.
+    connection.query_one(sql, &[&key]).await.ok().map(|row| Did::Raised(row.get(0)))
+}
+
+async fn append(connection: &Client, key: i64, value: i64) -> Did {
+    let sql = "UPDATE lists SET items = items || $2::bigint WHERE key = $1";
+    let outcome = match connection.execute(sql, &[&key, &value]).await {
+        Ok(_) => Outcome::Done,
+        Err(error) => match error.code().map(tokio_postgres::error::SqlState::code) {
+            Some("40001" | "57P03") => Outcome::Undone,
+            Some(_) | None => Outcome::Unknown,
+        },
+    };
+    Did::Appended(value, outcome)
+}
+
+/// Pauses a replica now and then, and changes the primary: by order, or by `kill -9`.
+async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, changes: bool) -> usize {
+    let (mut turn, mut done) = (0, 0);
+    while Instant::now() < until {
+        turn += 1;
+        let Ok(view) = cluster.status().await else { continue };
+        let named = |role: &str| -> Vec<String> {
+            let fit = view.nodes.iter().filter(|node| node.role.to_string() == role);
+            fit.map(|node| node.name.to_string()).collect()
+        };
+        let (primary, replicas) = (named("primary"), named("replica"));
+        let (Some(primary), false) = (primary.first(), replicas.is_empty()) else { continue };
+        let replica = &replicas[usize::try_from(dice.below(replicas.len() as u64)).expect("few")];
+        if changes && turn % 6_u32 == 0 {
+            if dice.below(2) == 0 {
+                // Refused where the cluster is not fit for it; there is another turn.
+                let ran = cluster.run(&["switchover", "--to", replica, "--yes"]).await;
+                done += usize::from(ran.code == 0);
+            } else {
+                cluster.crash(primary, "postgres").await;
+                done += 1;
+            }
+            cluster.wait_healthy().await;
+            continue;
+        }
+        let Ok(hand) = crate::connect(&cluster.node(replica).uri).await else { continue };
+        let paused = hand.batch_execute("SELECT pg_wal_replay_pause()").await.is_ok();
+        tokio::time::sleep(Duration::from_millis(200 + dice.below(800))).await;
+        if paused {
+            let _ = hand.batch_execute("SELECT pg_wal_replay_resume()").await;
+        }
+        tokio::time::sleep(Duration::from_millis(dice.below(300))).await;
+    }
+    done
+}
