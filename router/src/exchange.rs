@@ -335,7 +335,7 @@ impl Exchange {
             | Expect::Function
             | Expect::Parse { wanted: true, .. }
             | Expect::Elided
-            | Expect::Bind
+            | Expect::Bind { .. }
             | Expect::Describe
             | Expect::Execute { .. }
             | Expect::CopyEnd => false,
