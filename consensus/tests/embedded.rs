@@ -27,6 +27,8 @@ struct Wires {
     isolated: Mutex<BTreeSet<NodeId>>,
     /// The answers to this many calls from this node are dropped after the call has been served.
     lose_answers_of: Mutex<Option<(NodeId, u32)>>,
+    /// Every answer takes this long.
+    answers_take: Mutex<Duration>,
 }
 
 struct Wire {
@@ -60,6 +62,8 @@ impl Transport for Wire {
             }
             let node = self.wires.nodes.lock().expect("lock").get(&to).and_then(Weak::upgrade);
             let answer = node.ok_or("nobody is there")?.handle(self.from, payload).await;
+            let takes = *self.wires.answers_take.lock().expect("lock");
+            tokio::time::sleep(takes).await;
             if !self.wires.open(self.from, to) || self.wires.loses_answer(self.from) {
                 return Err("the answer is lost".into());
             }
@@ -133,6 +137,23 @@ async fn leader_of(nodes: &[Arc<Embedded>]) -> usize {
 async fn text(node: &Embedded, key: &str) -> String {
     let document = node.read(key).await.expect("the store answers").expect("the document is there");
     String::from_utf8(document.body.to_vec()).expect("text")
+}
+
+/// A disk that syncs slowly, or a busy machine: every answer takes longer than lies between two heartbeats.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_slower_than_the_heartbeats_are_answers() {
+    let (group, nodes) = Group::of(3).await;
+    let leader = leader_of(&nodes).await;
+    *group.wires.answers_take.lock().expect("lock") = 2 * TIMING.heartbeat.duration();
+    // Of the other two one is gone, so that every answer of the last one counts.
+    let gone = (0..nodes.len()).find(|index| *index != leader).expect("another");
+    group.isolate(NodeId(gone as u64 + 1));
+    let mut version = nodes[leader].read("cluster").await.expect("read").expect("there").version;
+    for text in ["one", "two", "three"] {
+        version = nodes[leader].write("cluster", version, text.into()).await.expect("a majority confirms");
+    }
+    assert_eq!(text(&nodes[leader], "cluster").await, "three");
+    stop_all(&nodes).await;
 }
 
 async fn stop_all(nodes: &[Arc<Embedded>]) {

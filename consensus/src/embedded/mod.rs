@@ -7,6 +7,7 @@
 mod group;
 mod members;
 mod raft_storage;
+mod runtime;
 mod state;
 mod store;
 #[cfg(test)]
@@ -39,6 +40,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = EmptyNode,
         SnapshotData = Vec<u8>,
+        AsyncRuntime = runtime::Patient,
 );
 
 /// Entries after which a member takes a snapshot, and so may shorten its log.
@@ -59,7 +61,7 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_millis(160);
 /// How fast the group notices a lost leader, and how long callers wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// The leader tells its members at this interval that it is there. Also the time a member has to answer.
+    /// The leader tells its members at this interval that it is there.
     pub heartbeat: Millis,
     /// Members call an election after a silence of `election_max` and a time between this and `election_max` again, chosen
     /// at random (openraft, `raft_core.rs`: the leader's lease, then the timeout). A lost leader should be replaced by the

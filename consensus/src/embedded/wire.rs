@@ -1,6 +1,7 @@
 //! What members say to each other, and the Raft engine's network on top of [`Transport`].
 
 use super::TypeConfig;
+use super::runtime::ANSWER_TIME_MIN;
 use super::state::{Answer, Command};
 use crate::{Document, Transport};
 use model::names::NodeId;
@@ -122,7 +123,10 @@ impl RaftNetwork<TypeConfig> for Peer {
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<u64>> {
         let request = Request::Append(rpc);
-        match ask(&*self.transport, self.to, &request, option.hard_ttl()).await.map_err(unreachable)? {
+        match ask(&*self.transport, self.to, &request, option.hard_ttl().max(ANSWER_TIME_MIN))
+            .await
+            .map_err(unreachable)?
+        {
             Reply::Append(response) => Ok(response),
             _ => Err(mismatch(self.to).into()),
         }
@@ -130,7 +134,10 @@ impl RaftNetwork<TypeConfig> for Peer {
 
     async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> RpcResult<VoteResponse<u64>> {
         let request = Request::Vote(rpc);
-        match ask(&*self.transport, self.to, &request, option.hard_ttl()).await.map_err(unreachable)? {
+        match ask(&*self.transport, self.to, &request, option.hard_ttl().max(ANSWER_TIME_MIN))
+            .await
+            .map_err(unreachable)?
+        {
             Reply::Vote(response) => Ok(response),
             _ => Err(mismatch(self.to).into()),
         }
