@@ -79,6 +79,9 @@ pub struct Situation<'a> {
     pub reinit_begun: u64,
     /// Whether this data may follow.
     pub lineage: Lineage,
+    /// This node's ledger knows in which epoch the history of its data was begun: where that parts from the primary's, the
+    /// node is brought back by `failover::order` once it hears the primary, and no person has to settle it.
+    pub history_known: bool,
     /// The upstream answers, and holds a slot for this node: a clone begun now will find its log.
     pub upstream_ready: bool,
     /// Whether the receiver has been away for longer than a reconnect takes although the upstream answers.
@@ -255,6 +258,9 @@ fn start_replica(situation: &Situation<'_>, member: &Member, control: &Control) 
         Lineage::Unknown => Desire::CheckLineage,
         // Without the log it cannot go on, but what it has it may serve.
         Lineage::Follows | Lineage::LogGone { .. } => Desire::Start(Role::Replica),
+        Lineage::Diverged { .. } if situation.history_known => {
+            Desire::Wait("waiting to hear from the primary's keeper, to go back to its history".into())
+        }
         Lineage::Diverged { reason } => Desire::Halt { code: "ST3010", reason: reason.clone() },
     }
 }

@@ -309,6 +309,7 @@ impl Driver {
             process,
             reinit_begun: self.reinit_begun,
             lineage: self.lineage.clone(),
+            history_known: self.part.history_known,
             upstream_ready,
             starved: !follows && turn.now.since(self.receiver_seen_at) > STARVED_AFTER && self.primary_answers(&turn),
             ahead: !follows && facts.is_some_and(|facts| self.ahead_of_primary(&turn, facts)),

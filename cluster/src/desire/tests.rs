@@ -30,6 +30,7 @@ impl Story {
             process,
             reinit_begun: 0,
             lineage: Lineage::Unknown,
+            history_known: false,
             upstream_ready: true,
             starved: false,
             ahead: false,
@@ -105,6 +106,9 @@ fn a_copy_that_wrote_on_its_own_is_compared_before_it_starts() {
     assert_eq!(desire(&look), Desire::Start(Role::Replica));
     look.lineage = Lineage::Diverged { reason: "ahead".into() };
     assert_eq!(desire(&look), Desire::Halt { code: "ST3010", reason: "ahead".into() });
+    // An old primary that crashed, and does not hear the new one at the moment.
+    look.history_known = true;
+    assert!(matches!(desire(&look), Desire::Wait(_)), "it is brought back, not halted");
     // The same for one that a person sends back.
     let story = story.stage(2, Stage::Rejoin { order: 4 });
     assert_eq!(desire(&story.look(2, present(), Process::Stopped)), Desire::CheckLineage);

@@ -30,6 +30,8 @@ impl Driver {
             return Ok(Primacy::Waits);
         };
         self.stop_server("its data ends outside the primary's history").await?;
+        // Whatever was found when the histories were compared before is about to be untrue.
+        self.lineage = Lineage::Unknown;
         if holds.position == COPY_END {
             return self.give_up_data("it was taken from a primary that is not the one to follow").await;
         }

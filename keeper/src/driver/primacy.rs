@@ -59,6 +59,8 @@ pub(super) struct Part {
     pub(super) list: Option<String>,
     /// The epoch under which the server serves.
     served: Epoch,
+    /// The ledger knows in which epoch the history of the data was begun.
+    pub(super) history_known: bool,
     /// How this process of the server was seen last.
     last_seen: Option<Server>,
     /// When it answered last.
@@ -131,6 +133,7 @@ impl Part {
             hand_over_until: None,
             list: None,
             served: Epoch(0),
+            history_known: false,
             last_seen: None,
             answered_at: now,
             was_at: None,
@@ -185,6 +188,7 @@ impl Driver {
         let busy = state.failover.is_some() || self.part.calm != Some(key);
         let looked = if busy && self.server.is_some() { self.look().await } else { sampled.cloned() };
         let seen = self.see(turn, looked.as_ref(), busy).await?;
+        self.part.history_known = seen.holds.is_some();
         if self.is_strange(state, &seen) {
             return Ok(Primacy::Free);
         }
