@@ -152,7 +152,7 @@ impl Judge {
         let durability = durability::judge(&scene, &replication, &standing);
         let found = problems::all(&scene, &replication, &standing, &durability);
         let nodes = node::all(&scene, &replication, &standing, &found);
-        let verdict = verdict(&scene, &standing, &found);
+        let verdict = verdict(&scene, &standing, &found, &durability);
         let sentence = sentence(&scene, &standing, &durability, verdict, self.upstream.as_ref());
         let follow = follow::status(&scene, self.upstream.as_ref());
         ClusterStatus {
@@ -324,7 +324,7 @@ fn primary_standing(scene: &Scene<'_>, replication: &Replication) -> PrimaryStan
     }
 }
 
-fn verdict(scene: &Scene<'_>, standing: &PrimaryStanding, found: &[Found]) -> Verdict {
+fn verdict(scene: &Scene<'_>, standing: &PrimaryStanding, found: &[Found], durability: &Durability) -> Verdict {
     let worst = found.iter().map(|found| found.severity).max();
     let joins = !in_the_making(scene).is_empty();
     match standing {
@@ -337,6 +337,8 @@ fn verdict(scene: &Scene<'_>, standing: &PrimaryStanding, found: &[Found]) -> Ve
             Verdict::Degraded
         }
         PrimaryStanding::Up | PrimaryStanding::Unheard | PrimaryStanding::Follows if joins => Verdict::Forming,
+        // The server and the rule do not say the same yet: who takes a node away now may find nobody fit to take over.
+        PrimaryStanding::Up if !durability.in_force => Verdict::Forming,
         PrimaryStanding::Up | PrimaryStanding::Unheard | PrimaryStanding::Follows => Verdict::Healthy,
     }
 }
@@ -376,7 +378,10 @@ fn sentence(
         (PrimaryStanding::Up | PrimaryStanding::Unheard, _) => format!("{failures} · {}", durability.sentence),
     };
     if verdict == Verdict::Forming && !matches!(standing, PrimaryStanding::Forming) {
-        text = format!("{} being built · {text}", joining());
+        text = match joining() {
+            nobody if nobody.is_empty() => format!("the promise of commits is being changed · {text}"),
+            nodes => format!("{nodes} being built · {text}"),
+        };
     }
     if let Some(doubt) = doubt(scene) {
         text = format!("{text} · {doubt}");

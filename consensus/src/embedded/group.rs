@@ -7,7 +7,7 @@ use crate::{Consensus, StoreError, WriteError};
 use model::names::NodeId;
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::ClientWriteResponse;
-use openraft::{ChangeMembers, EmptyNode};
+use openraft::{ChangeMembers, EmptyNode, Membership};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use tokio::time::Instant;
@@ -170,6 +170,16 @@ impl Embedded {
 
 fn foreign(detail: &str) -> StoreError {
     StoreError::Unavailable { detail: detail.to_owned() }
+}
+
+/// Who votes for certain, and who else belongs to the group. In the middle of a change both the old and the new voters
+/// have to agree, so only who is among both can be counted on.
+pub(super) fn settled(membership: &Membership<u64, EmptyNode>) -> (Vec<NodeId>, Vec<NodeId>) {
+    let configs = membership.get_joint_config();
+    let votes = |id: &u64| !configs.is_empty() && configs.iter().all(|config| config.contains(id));
+    let (voters, others): (Vec<u64>, Vec<u64>) = membership.nodes().map(|(id, _)| *id).partition(votes);
+    let ids = |ids: Vec<u64>| ids.into_iter().map(NodeId).collect();
+    (ids(voters), ids(others))
 }
 
 fn members_of(metrics: &Metrics) -> Members {

@@ -510,17 +510,22 @@ impl Consensus for Embedded {
 
     fn view(&self) -> ConsensusView {
         let metrics = self.metrics.borrow();
-        let membership = metrics.membership_config.membership();
+        let (applied, voters, learners) = {
+            let state = self.shared.state();
+            let (voters, learners) = group::settled(state.membership.membership());
+            (state.applied.map_or(0, |id| id.index), voters, learners)
+        };
         let working = metrics.running_state.is_ok() && !self.stopping.is_cancelled();
         ConsensusView {
             kind: "embedded".into(),
             up: working && metrics.current_leader.is_some() && self.heard.within(self.timing.election_max),
             leader: metrics.current_leader.map(NodeId),
             term: metrics.current_term,
-            voters: membership.voter_ids().map(NodeId).collect(),
-            learners: membership.learner_ids().map(NodeId).collect(),
-            // Of the state itself: the metrics tell of an entry some time after its writer was answered.
-            applied: self.shared.state().applied.map_or(0, |id| id.index),
+            // Of the state itself: the metrics tell of an entry some time after its writer was answered, and of members
+            // before a majority has confirmed them.
+            voters,
+            learners,
+            applied,
             age: Millis(self.heard.age().as_millis() as u64),
         }
     }

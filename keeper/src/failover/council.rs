@@ -280,7 +280,8 @@ impl Council {
 
     /// Whether this keeper, which is only joining, may become one whose grants count (`lease::may_join_electors`).
     pub fn may_join_electors(&self, version: u64, state: &ClusterState, now: Moment) -> bool {
-        let leases_matter = state.rule.acks == 0 || state.failover.is_some();
+        // In a standby cluster nobody acknowledges anything.
+        let leases_matter = state.following().is_none() && (state.rule.acks == 0 || state.failover.is_some());
         let word = self.word_of(procedure::leader_of(state), now);
         lease::may_join_electors(&lease::Newcomer {
             leases_matter,
