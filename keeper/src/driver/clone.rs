@@ -9,7 +9,7 @@ use cluster::naming;
 use model::limits::SAMPLE_STALE_AFTER;
 use model::observe::{CloneProgress, ServerFacts};
 use model::state::Stage;
-use model::{Lsn, Member, NodeId, ReplicaKind, Timeline, Trouble};
+use model::{Lsn, Member, Millis, NodeId, ReplicaKind, Timeline, Trouble};
 use postgres::clone::CloneOptions;
 use postgres::replication::ReplicationClient;
 use postgres::wire::Endpoint;
@@ -26,6 +26,8 @@ const CLONE_PAUSE_MIN: Duration = Duration::from_secs(1);
 const CLONE_PAUSE_MAX: Duration = Duration::from_secs(15);
 /// A replica further behind than this is not cloned from: the copy would begin with a backlog.
 const SOURCE_LAG_BYTES_MAX: u64 = 256 << 20;
+/// How long a keeper that has just started waits to hear of a replica before it copies from the primary instead.
+const REPLICA_PATIENCE: Millis = Millis(3_000);
 
 impl Driver {
     /// How this node reaches a member's server for replication.
@@ -95,6 +97,22 @@ impl Driver {
         ranked.into_iter().map(|(_, _, id)| id).collect()
     }
 
+    /// Whether a better source than the primary may show itself in a moment: a keeper that joins hears some before others.
+    fn may_hear_of_a_replica(&self, turn: &Turn, source: NodeId) -> bool {
+        let state = &turn.state.value;
+        let unheard = |member: &Member| {
+            member.stage == Stage::Active
+                && member.kind != ReplicaKind::Delayed
+                && !member.witness
+                && ![self.parts.me, state.rule.primary].contains(&member.id)
+                && self.facts_of(turn, member.id).is_none()
+        };
+        source == state.rule.primary
+            && self.clone_attempts == 0
+            && turn.now.since(self.started_at) < REPLICA_PATIENCE
+            && state.members.values().any(unheard)
+    }
+
     /// Whom to copy from: a member, or for the leader of a standby cluster the primary of the cluster that is followed.
     async fn clone_source(&self, turn: &Turn) -> Result<Option<(String, Endpoint, NodeId)>, Trouble> {
         let state = &turn.state.value;
@@ -114,6 +132,12 @@ impl Driver {
             self.parts.local.set_doing(Some("waiting for a member to clone from".into()));
             return Ok(false);
         };
+        if self.may_hear_of_a_replica(turn, source) {
+            self.parts
+                .local
+                .set_doing(Some("waiting to hear of a replica to copy from, which spares the primary".into()));
+            return Ok(false);
+        }
         self.clone_attempts += 1;
         let settings = &turn.state.value.settings;
         let identity = &turn.state.value.identity;
