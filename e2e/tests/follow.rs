@@ -84,10 +84,12 @@ fn it_follows_through_a_failover_and_takes_the_writes_when_the_first_cluster_is_
     catches_up(&servers[4], &servers[0]);
 
     // Both sides say so, and the standby cluster takes no writes.
-    let status = second[1].status().expect("a status");
+    let status = second[1].wait_status("the server that is followed", |status| {
+        status.sentence.contains("follows cluster faults at 127.0.0.1")
+    });
     let follow = status.follow.clone().expect("it follows");
     assert_eq!((follow.cluster.as_str(), follow.leader.as_ref().map(|it| it.as_str())), ("faults", Some("b1")));
-    assert!(!status.primary_up && status.sentence.contains("follows cluster faults at 127.0.0.1"), "{status:?}");
+    assert!(!status.primary_up, "{status:?}");
     assert!(status.nodes.iter().all(|node| node.role == model::Role::Replica), "nobody is the primary");
     let told = first[1].wait_status("a follower", |status| status.followers.iter().any(|it| it.streaming));
     assert_eq!(told.followers[0].cluster, "dr");
