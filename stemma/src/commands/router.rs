@@ -1,4 +1,4 @@
-//! `stemma router status|pools|clients|top`: what a running router tells on its console.
+//! `stemma router status`, `pools`, `clients` and `top`: what a running router tells on its console.
 
 use super::Context;
 use crate::render::out;
