@@ -100,7 +100,7 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 22] = [
     (Mutant::ForgetUnsettled, None, 3_000_000_130),
     (Mutant::PositionOnly, Some(CommitMode::SemiSync), 157),
     (Mutant::ReportBeforeReplay, None, 2),
-    (Mutant::RuleNotFrozen, None, 23),
+    (Mutant::RuleNotFrozen, None, 173),
     (Mutant::SettleTooEarly, None, 2726),
     (Mutant::LeaseNotAwaited, Some(CommitMode::Async), 0),
     (Mutant::LeaseFromReply, Some(CommitMode::Async), 508),
