@@ -1,11 +1,14 @@
 //! The store in a real etcd, started by each test on free ports.
 
+#[path = "../../e2e/src/ports.rs"]
+mod ports;
+
 use consensus::contract::{self, until};
 use consensus::etcd::{Etcd, EtcdConfig};
 use consensus::{Consensus, StoreError, WriteError};
 use model::units::Millis;
+use ports::free_port;
 use serde_json::json;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +19,6 @@ struct Server {
     directory: tempfile::TempDir,
     client: u16,
     peer: u16,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
 
 fn install_provider() {

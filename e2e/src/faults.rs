@@ -1,13 +1,14 @@
 //! Nodes whose every process is in the test's hand: built by `init`, `join` and `run` with node files of the test's
 //! own, armed with kill points, broken in all ways, and cleaned up whatever happens.
 
+use crate::ports::free_port;
 use crate::postgresql::major_bin;
 use model::Trouble;
 use model::status::{ClusterStatus, NodeStatus, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,6 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often conditions are looked at.
 const POLL: Duration = Duration::from_millis(50);
-/// Ports for nodes; below those of sandboxes and of outgoing connections.
-const PORTS: std::ops::Range<u16> = 10_000..19_000;
 /// Settings that let many small servers live on one machine, with clients by password.
 pub const SETTINGS: &str = "[postgresql]\nhba = [\"host all all 127.0.0.1/32 scram-sha-256\"]\n\n\
     [postgresql.parameters]\nshared_buffers = \"16MB\"\nmax_connections = \"40\"\nmax_wal_size = \"128MB\"\n";
@@ -53,17 +52,6 @@ fn program() -> PathBuf {
 /// A number that no other test has.
 fn unique() -> u64 {
     u64::from_le_bytes(uuid::Uuid::new_v4().as_bytes()[..8].try_into().expect("eight bytes"))
-}
-
-/// A port that is free now.
-pub fn free_port() -> u16 {
-    for _ in 0..1000 {
-        let port = PORTS.start + u16::try_from(unique() % u64::from(PORTS.end - PORTS.start)).expect("a small number");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no free port");
 }
 
 /// The user of the servers where we are root.

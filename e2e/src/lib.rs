@@ -15,6 +15,7 @@ pub mod manual;
 pub mod net;
 pub mod oracle;
 pub mod patroni;
+pub mod ports;
 mod postgresql;
 mod program;
 pub mod readers;

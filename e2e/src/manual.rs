@@ -1,36 +1,20 @@
 //! Nodes made by hand, as the documents tell people to: a directory and a node file each, `stemma init`, `stemma run`,
 //! `stemma token create` and `stemma join`. Everything that was started ends with its value, also when a test panics.
 
+use crate::ports::free_port;
 use crate::program;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(90);
-
-/// A port that nobody listens on, below those that the kernel gives to outgoing connections, and not given out before.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    const START: u16 = 12_000;
-    const LENGTH: u16 = 8_000;
-    let first = u16::try_from(std::process::id().wrapping_mul(37) % u32::from(LENGTH)).unwrap_or(0);
-    for _ in 0..LENGTH {
-        let port = START + (first + NEXT.fetch_add(1, Ordering::SeqCst)) % LENGTH;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no free port");
-}
 
 /// Waits until `look` gives something; panics with what it said last.
 pub fn wait_for<T>(what: &str, look: impl FnMut() -> Result<T>) -> T {

@@ -1,8 +1,9 @@
 //! A cluster of Debian's Patroni with etcd, three nodes on this machine, to measure the same faults with the same clients.
 //! Configured as its documentation says, with synchronous mode, so that both promise the same.
 
-use crate::manual::{free_port, kill_servers_below, processes_below};
+use crate::manual::{kill_servers_below, processes_below};
 use crate::net::{http, wait_for};
+use crate::ports::free_port;
 use anyhow::{Context, Result, anyhow, ensure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -42,7 +42,7 @@ impl Front {
         let users = room.path().join("users.txt");
         std::fs::write(&users, format!("\"postgres\" \"{password}\"\n")).expect("written");
         std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).expect("mode");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("address").port();
+        let port = crate::ports::free_port();
         let apis: Vec<String> =
             cluster.nodes.values().map(|node| format!("\"http://127.0.0.1:{}\"", node.api_port)).collect();
         let text = format!(

@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::majors;
-use e2e::manual::{DEADLINE, Extra, Node, Place, connect, free_port, is_healthy, is_root, postmaster, wait_for};
+use e2e::manual::{DEADLINE, Extra, Node, Place, connect, is_healthy, is_root, postmaster, wait_for};
+use e2e::ports::free_port;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

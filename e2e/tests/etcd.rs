@@ -1,7 +1,8 @@
 //! Clusters whose state is in an etcd.
 
 use anyhow::{Result, bail, ensure};
-use e2e::manual::{Extra, Node, Place, connect, free_port, is_healthy, postmaster, problem, wait_for};
+use e2e::manual::{Extra, Node, Place, connect, is_healthy, postmaster, problem, wait_for};
+use e2e::ports::free_port;
 use e2e::program;
 use serde_json::Value;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! Life under a service manager and as a plain user, and nodes that join in every way the command line offers.
 
 use anyhow::{Context as _, bail, ensure};
-use e2e::manual::{Extra, Node, Place, connect, free_port, is_healthy, is_root, postmaster, wait_for};
+use e2e::manual::{Extra, Node, Place, connect, is_healthy, is_root, postmaster, wait_for};
+use e2e::ports::free_port;
 use e2e::program;
 use nix::sys::signal::Signal;
 use serde_json::Value;

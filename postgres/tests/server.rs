@@ -1,5 +1,7 @@
 //! The room on real servers: making, starting, adopting, killing, following, sampling.
 
+#[path = "../../e2e/src/ports.rs"]
+mod ports;
 mod servers;
 
 use model::{Epoch, Lsn, Timeline};
@@ -34,7 +36,7 @@ impl World {
         let user = server_user(None).expect("a user for the server");
         let root = directory.path();
         give(root, user.as_ref());
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
+        let port = ports::free_port();
         let spec = ServerSpec {
             installation: find_installation(bin_dir).expect("server programs"),
             data_dir: root.join("data"),

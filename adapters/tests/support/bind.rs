@@ -1,7 +1,10 @@
 //! A BIND of the test's own.
 
+#[path = "../../../e2e/src/ports.rs"]
+mod ports;
+
 use std::collections::BTreeSet;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,7 +33,7 @@ impl Bind {
         let named = ["/usr/sbin/named", "/usr/bin/named"].map(PathBuf::from).into_iter().find(|path| path.exists())?;
         let home = tempfile::Builder::new().prefix("stemma-bind-").tempdir_in("/tmp").expect("a directory");
         let dir = home.path();
-        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
+        let port = ports::free_port();
         let zone = "$TTL 60\n@ IN SOA ns admin 1 60 60 600 60\n@ IN NS ns\nns IN A 127.0.0.1\ndb IN A 192.0.2.9\n";
         std::fs::write(dir.join("zone"), zone).expect("written");
         let config = format!(

@@ -4,6 +4,9 @@
 
 #![allow(dead_code)]
 
+#[path = "../../../e2e/src/ports.rs"]
+mod ports;
+
 use model::NodeName;
 use model::observe::CloneProgress;
 use postgres::replication::Endpoint;
@@ -58,7 +61,7 @@ impl Node {
         fs::create_dir(&home).expect("mkdir");
         let user = server_user(None).expect("a user for the server");
         give(&home, user.as_ref());
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
+        let port = ports::free_port();
         let spec = ServerSpec {
             installation: find_installation(bin_dir).expect("server programs"),
             data_dir: home.join("data"),

@@ -1,9 +1,11 @@
 //! Throw-away PostgreSQL servers for tests: own directory, free port, gone when dropped.
 
+#[path = "../../../e2e/src/ports.rs"]
+mod ports;
+
 use postgres::os_user::OsUser;
 use postgres::replication::Endpoint;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -94,7 +96,7 @@ impl Server {
         // Another process may take the free port before the server does; then a new one is tried.
         for _attempt in 0..5 {
             if self.port == 0 {
-                self.port = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
+                self.port = ports::free_port();
             }
             let log = fs::File::create(self.data_dir.with_extension("log")).expect("log file");
             let mut postgres = command("postgres");

@@ -1,10 +1,13 @@
 //! Throw-away PostgreSQL servers with a router before them; gone when dropped.
 
+#[path = "../../../e2e/src/ports.rs"]
+mod ports;
+
+pub use ports::free_port;
 use router::config::{ClientAuth, PoolMode};
 use router::topology::Primary;
 use router::{Config, NodeAddr, Router, Topology};
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -39,10 +42,6 @@ pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port()
 }
 
 /// A server in a directory of its own. Passwords are asked for by SCRAM-SHA-256.
