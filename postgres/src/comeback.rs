@@ -8,7 +8,7 @@ use crate::recover::{self, Recovered, crash_recover};
 use crate::replication::{Endpoint, HistoryEntry, ReplicationClient};
 use crate::rescue::{self, Fork, RescueOrder, Saved, find_fork};
 use crate::rewind::{self, RewindError, Rewound};
-use crate::spec::ServerSpec;
+use crate::spec::{ServerSpec, TlsFiles};
 use model::observe::CloneProgress;
 use model::{Timeline, Trouble};
 use std::path::Path;
@@ -47,6 +47,8 @@ pub struct Comeback<'a> {
     pub spec: &'a ServerSpec,
     /// The primary to follow, and the role that replicas use.
     pub source: Endpoint,
+    /// What is shown to a source that wants TLS.
+    pub files: Option<&'a TlsFiles>,
     /// Where the histories part, where the cluster's epochs tell it; else it is found by comparing histories.
     pub fork: Option<Fork>,
     /// Where to save what.
@@ -188,7 +190,7 @@ async fn way(
     if let Err(trouble) = rewind::possible(order.spec) {
         return rebuild(trouble.to_string());
     }
-    match rewind::run(order.spec, &order.source, progress, order.deadlines.rewind, cancel).await {
+    match rewind::run(order.spec, &order.source, order.files, progress, order.deadlines.rewind, cancel).await {
         Ok(Rewound::Done) => Ok(Way::Rewound),
         Ok(Rewound::NotRequired) => Ok(Way::Follow),
         // The tool's own no; anything else may be better the next time.

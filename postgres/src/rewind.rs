@@ -11,7 +11,7 @@ use crate::control_file::read_control_file;
 use crate::files::{give, refused, replace};
 use crate::process::{clean_command, kill_everything, server_processes};
 use crate::replication::{Endpoint, ReplicationClient};
-use crate::spec::ServerSpec;
+use crate::spec::{ServerSpec, TlsFiles};
 use crate::wire::WireError;
 use model::Trouble;
 use model::observe::CloneProgress;
@@ -122,10 +122,14 @@ pub async fn checkpoint(source: &Endpoint) -> Result<BTreeSet<u32>, Trouble> {
 /// Rewinds the stopped server's directory to `source`, a primary. Afterwards it carries `standby.signal`, so that it can
 /// never start as a primary, and the configuration that it had; the caller writes the one that it is to have.
 ///
+/// Where the source wants TLS, the tool shows the certificate in `files` to it: the server's own for a member of the same
+/// cluster, another one for a server of a cluster that is followed.
+///
 /// The tool is tried without writing first, so that most of what can fail fails while the directory is whole.
 pub async fn run(
     spec: &ServerSpec,
     source: &Endpoint,
+    files: Option<&TlsFiles>,
     progress: &watch::Sender<CloneProgress>,
     deadline: Duration,
     cancel: &CancellationToken,
@@ -146,7 +150,7 @@ pub async fn run(
         () = cancel.cancelled() => return Err(RewindError::Untouched(cancelled())),
     };
     progress.send_modify(|shown| shown.phase = "rewind: plan".into());
-    let tool = Tool { spec, source, progress, until, cancel };
+    let tool = Tool { spec, source, files, progress, until, cancel };
     let plan = tool.run(true).await.map_err(RewindError::Untouched)?;
     if plan.iter().any(|line| line.contains("no rewind required")) {
         return Ok(Rewound::NotRequired);
@@ -246,6 +250,7 @@ fn cancelled() -> Trouble {
 struct Tool<'a> {
     spec: &'a ServerSpec,
     source: &'a Endpoint,
+    files: Option<&'a TlsFiles>,
     progress: &'a watch::Sender<CloneProgress>,
     until: tokio::time::Instant,
     cancel: &'a CancellationToken,
@@ -341,7 +346,7 @@ impl Tool<'_> {
             ("keepalives_count", "5".to_owned()),
             ("tcp_user_timeout", "15000".to_owned()),
         ];
-        match (&source.tls, &self.spec.tls_files) {
+        match (&source.tls, self.files) {
             (Some(_), Some(files)) => words.extend([
                 ("sslmode", "verify-ca".to_owned()),
                 ("sslcert", files.cert.display().to_string()),

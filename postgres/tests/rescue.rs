@@ -31,6 +31,7 @@ impl Desk {
         let order = Comeback {
             spec: &pair.old.spec,
             source: pair.new.endpoint(),
+            files: None,
             fork: None,
             rescue: RescueOrder {
                 directory: &self.directory,

@@ -15,7 +15,7 @@ fn unseen() -> watch::Sender<CloneProgress> {
 }
 
 async fn rewound(pair: &Pair) -> Result<Rewound, RewindError> {
-    rewind::run(&pair.old.spec, &pair.new.endpoint(), &unseen(), SOON, &CancellationToken::new()).await
+    rewind::run(&pair.old.spec, &pair.new.endpoint(), None, &unseen(), SOON, &CancellationToken::new()).await
 }
 
 /// The old primary wrote on after the promotion and was killed.
@@ -63,7 +63,7 @@ async fn a_rewind_cut_off_never_looks_whole_and_is_discarded() {
     let (spec, source, cancel) = (pair.old.spec.clone(), pair.new.endpoint(), CancellationToken::new());
     let task = {
         let (spec, cancel) = (spec.clone(), cancel.clone());
-        tokio::spawn(async move { rewind::run(&spec, &source, &progress, SOON, &cancel).await })
+        tokio::spawn(async move { rewind::run(&spec, &source, None, &progress, SOON, &cancel).await })
     };
     shown.wait_for(|shown| shown.phase == "rewind").await.expect("it began to write");
     let mut tool = Vec::new();
@@ -96,7 +96,7 @@ async fn a_source_out_of_reach_and_missing_log_leave_the_directory_as_it_was() {
     let before = read_control_file(&pair.old.spec.data_dir).expect("control");
     let mut nowhere = pair.new.endpoint();
     nowhere.port = 1;
-    let refused = rewind::run(&pair.old.spec, &nowhere, &unseen(), SOON, &CancellationToken::new()).await;
+    let refused = rewind::run(&pair.old.spec, &nowhere, None, &unseen(), SOON, &CancellationToken::new()).await;
     assert!(matches!(refused, Err(RewindError::Untouched(_))), "{refused:?}");
 
     // The log back to the last common checkpoint is gone.
@@ -244,7 +244,8 @@ mod tls {
         crash_recover(&pair.old.spec, SOON).await.expect("recovered");
         let source = Endpoint { tls: Some(ours), password: None, ..pair.new.endpoint() };
         let cancel = CancellationToken::new();
-        let done = rewind::run(&pair.old.spec, &source, &unseen(), SOON, &cancel).await;
+        let done =
+            rewind::run(&pair.old.spec, &source, pair.old.spec.tls_files.as_ref(), &unseen(), SOON, &cancel).await;
         assert_eq!(done, Ok(Rewound::Done));
 
         // A password opens nothing there.

@@ -42,6 +42,7 @@ impl Driver {
         let order = Comeback {
             spec: &self.parts.spec,
             source: self.endpoint(turn, primary, "rewind"),
+            files: self.parts.spec.tls_files.as_ref(),
             fork: fork.map(|at| Fork { timeline: holds.timeline, at }),
             rescue: RescueOrder {
                 directory: &directory,

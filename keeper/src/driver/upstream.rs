@@ -186,9 +186,13 @@ impl Driver {
             .as_str()
             .parse()
             .map_err(|bad: model::names::BadName| Trouble::internal(bad.to_string(), "report this defect"))?;
+        self.write_upstream_files()?;
+        let [cert, key, ca] = upstream_files(&self.parts.config);
+        let files = postgres::TlsFiles { cert, key, ca };
         let order = Comeback {
             spec: &self.parts.spec,
             source,
+            files: Some(&files),
             fork: None,
             rescue: RescueOrder {
                 directory: &directory,
