@@ -15,13 +15,16 @@ use model::failover::{FailoverKind, FailoverPhase, Recruited};
 use model::observe::ServerFacts;
 use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, NodeSample, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 pub(crate) use deadline::ServerRight;
 
 /// The lease's times.
 pub(crate) const LEASE: lease::Timing = lease::LAN;
+/// A leader is quiet after this long: more than a few of its heartbeats are missing.
+const QUIET: Millis = Millis(model::limits::HEARTBEAT_INTERVAL.0 * 3);
 
 /// What the driver of this node says of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub(crate) struct Council {
     inner: Mutex<Inner>,
     /// A heartbeat is due at once.
     pub beat: Notify,
+    /// A lease has to be enforced from now on.
+    duty: Condvar,
     /// Routers that follow this node.
     pub routers: Arc<Routers>,
 }
@@ -115,7 +120,7 @@ impl Council {
             leader_answers: None,
             called_for: None,
         };
-        Council { me, inner: Mutex::new(inner), beat: Notify::new(), routers: Arc::default() }
+        Council { me, inner: Mutex::new(inner), beat: Notify::new(), duty: Condvar::new(), routers: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -129,6 +134,9 @@ impl Council {
             let mut inner = self.lock();
             let changed = inner.own != own;
             inner.own = own;
+            if inner.own.guarded.is_some() {
+                self.duty.notify_all();
+            }
             changed
         };
         if changed {
@@ -308,6 +316,13 @@ impl Council {
     /// Has the lease of this epoch enforced at once, not only when the driver says next how the node is.
     pub fn guard(&self, epoch: Epoch) {
         self.lock().own.guarded = Some(epoch);
+        self.duty.notify_all();
+    }
+
+    /// Waits, at most so long, until there is a lease to enforce.
+    pub fn wait_for_duty(&self, at_most: Duration) {
+        let idle = |inner: &mut Inner| inner.own.guarded.is_none();
+        drop(self.duty.wait_timeout_while(self.lock(), at_most, idle));
     }
 
     /// Whether this keeper has only just started and may have held a lease before.
@@ -318,10 +333,8 @@ impl Council {
     /// Something is going on, or the leader is quieter than it should be: look more often.
     pub fn restless(&self, now: Moment) -> bool {
         let inner = self.lock();
-        let quiet = inner
-            .leader
-            .filter(|leader| *leader != self.me)
-            .is_some_and(|leader| inner.silence(leader, now).0 > model::limits::HEARTBEAT_INTERVAL.0 * 3);
+        let quiet =
+            inner.leader.filter(|leader| *leader != self.me).is_some_and(|leader| inner.silence(leader, now) > QUIET);
         quiet || inner.phase.is_some() || inner.dead_since.is_some()
     }
 
@@ -329,7 +342,15 @@ impl Council {
     pub fn quiet_leader(&self, now: Moment) -> Option<NodeId> {
         let inner = self.lock();
         let leader = inner.leader.filter(|leader| *leader != self.me)?;
-        (inner.silence(leader, now).0 > model::limits::HEARTBEAT_INTERVAL.0 * 3).then_some(leader)
+        (inner.silence(leader, now) > QUIET).then_some(leader)
+    }
+
+    /// How long it takes at least until the leader, heard last when it was, counts as quiet. `None`: there is no other
+    /// node that leads.
+    pub fn quiet_in(&self, now: Moment) -> Option<Millis> {
+        let inner = self.lock();
+        let leader = inner.leader.filter(|leader| *leader != self.me)?;
+        Some(Millis((QUIET.0 + 1).saturating_sub(inner.silence(leader, now).0)))
     }
 }
 

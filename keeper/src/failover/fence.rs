@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often it is looked; a small part of the lease's margin.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long the thread rests where nothing needs a lease; a lease to enforce wakes it, the end of the keeper does not.
+const IDLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long killing everything may take before it is told, and begun again.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -53,7 +55,12 @@ pub(crate) fn start(
                 }
                 local.drive_now.notify_one();
             }
-            std::thread::sleep(LOOK_INTERVAL);
+            // The address has rights of its own.
+            if floating.is_none() && council.server_right(clock::now()) == ServerRight::Free {
+                council.wait_for_duty(IDLE_INTERVAL);
+            } else {
+                std::thread::sleep(LOOK_INTERVAL);
+            }
         }
         watcher.dismiss();
         let _ = ended.send(());

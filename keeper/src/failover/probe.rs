@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the server may take to answer. On a network slower than this the streams themselves must tell.
 const ANSWER_DEADLINE: Duration = Duration::from_millis(250);
-/// How often it is looked whether somebody is quiet.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often it is looked at least whether somebody is quiet; another node may lead meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a leader that is quiet is asked.
+const ASK_INTERVAL: Duration = Duration::from_millis(50);
 /// `SSLRequest` (PostgreSQL, "Message Formats"): answered with one byte by whatever process the postmaster forks.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
@@ -31,9 +33,10 @@ pub(crate) async fn run(council: Arc<Council>, store: Store, stop: CancellationT
                 council.beat.notify_one();
             }
         }
+        let rest = council.quiet_in(clock::now()).map_or(LOOK_INTERVAL, |left| left.duration().max(ASK_INTERVAL));
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = tokio::time::sleep(rest.min(LOOK_INTERVAL)) => {}
         }
     }
 }

@@ -52,3 +52,29 @@ impl Council {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Epoch, NodeId};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_lease_to_enforce_wakes_who_waits_for_duty() {
+        let council = Arc::new(Council::new(NodeId(1)));
+        let (said, heard) = std::sync::mpsc::channel();
+        let waiting = {
+            let council = council.clone();
+            std::thread::spawn(move || {
+                council.wait_for_duty(Duration::from_millis(1));
+                said.send(()).expect("somebody listens");
+                // Far longer than the test may take: only the duty ends it.
+                council.wait_for_duty(Duration::from_hours(1));
+            })
+        };
+        heard.recv().expect("without a duty it waits for as long as it was told");
+        council.guard(Epoch(1));
+        waiting.join().expect("woken");
+    }
+}
