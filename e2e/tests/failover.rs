@@ -138,6 +138,36 @@ fn turn_clock(node: &Node, offset: &str) {
     std::fs::rename(beside, clock_file(node)).expect("turned");
 }
 
+#[test]
+fn keepers_that_slept_accuse_nobody() {
+    use nix::sys::signal::{Signal, kill};
+    let world = World::new();
+    let nodes = world.cluster(3);
+    let before = primary_of(&nodes);
+    let oracle = Oracle::paced(nodes.iter().map(Node::uri).collect(), CLIENTS, Duration::from_millis(8));
+    wait_writes(&oracle, "clients that write");
+    oracle.forget_gaps();
+    let all = |signal: Signal| {
+        for pid in nodes.iter().filter_map(Node::keeper_pid) {
+            kill(nix::unistd::Pid::from_raw(pid), signal).expect("a keeper");
+        }
+    };
+    for _ in 0..6 {
+        // Waking up, they begin everything that is due, and fall asleep in the middle of it.
+        all(Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_secs(1));
+        all(Signal::SIGCONT);
+        all(Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_secs(3));
+        all(Signal::SIGCONT);
+        nodes[1].wait_status("healthy", |status| status.verdict == model::status::Verdict::Healthy);
+    }
+    let status = nodes[1].status().expect("a status");
+    assert_eq!((status.primary.expect("one").as_str(), status.epoch.0), (before.as_str(), 1), "a false failover");
+    assert!(oracle.longest_gap() < Duration::from_secs(2), "{:?}", oracle.longest_gap());
+    assert!(oracle.lost().is_empty(), "lost: {:?}", oracle.lost());
+}
+
 fn clock_file(node: &Node) -> PathBuf {
     node.home.join("clock")
 }

@@ -107,7 +107,8 @@ impl Local {
     /// For how long the server has not done one of its jobs, and which.
     pub fn stalled(&self) -> Option<(model::Millis, String)> {
         let (since, what) = self.lock().stalled?;
-        Some((crate::clock::now().since(since), what.to_owned()))
+        let now = crate::clock::now();
+        Some((now.since(since.max(crate::clock::attentive_since(now))), what.to_owned()))
     }
 
     /// Says in words what the keeper is doing or waiting for.

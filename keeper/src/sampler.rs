@@ -169,6 +169,7 @@ pub(crate) async fn heartbeat_loop(
         }
         since_repeat += 1;
         let now = clock::now();
+        clock::attentive_since(now);
         let own = observations.own_observed();
         let word = council.word(now, own.as_ref().map(|own| (&*own.sample, own.taken_at)));
         let fresh = own.filter(|own| sent != Some(own.sample.seq) || since_repeat >= REPEAT_EVERY).map(|own| {

@@ -1,6 +1,7 @@
 //! This node's part in who is primary: the facts that `cluster::failover::order` asks for, and its answers carried out.
 
 use super::{Driver, KILL_DEADLINE, Turn};
+use crate::clock;
 use crate::failover::{Council, LedgerFile, OwnPart, shared_step};
 use crate::local::Phase;
 use cluster::failover::detect::{self, OwnWord};
@@ -484,7 +485,7 @@ impl Driver {
     }
 
     fn own_word(&self, turn: &Turn, own: &Own) -> Option<OwnWord> {
-        let silent = turn.now.since(self.part.answered_at);
+        let silent = turn.now.since(self.part.answered_at.max(clock::attentive_since(turn.now)));
         match &own.server {
             Server::Stopped { .. } if own.hand_over => Some(OwnWord::Gone),
             Server::Primary { healthy: true, .. } => Some(OwnWord::Healthy),

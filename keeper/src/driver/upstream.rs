@@ -120,6 +120,7 @@ impl Driver {
         for member in turn.state.value.members.values().filter(|member| !member.witness) {
             let observed = self.parts.observations.of(member.id);
             let heard = observed.as_ref().map_or(self.following.began_at, |observed| observed.heard_at);
+            let heard = heard.max(clock::attentive_since(now));
             let silent = if member.id == self.parts.me { Millis(0) } else { now.since(heard) };
             let sample = observed.as_ref().map(|observed| &observed.sample);
             let runs = sample.is_some_and(|sample| matches!(sample.server, ServerState::Running));

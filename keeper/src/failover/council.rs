@@ -426,7 +426,8 @@ impl Inner {
     }
 
     fn silence(&self, node: NodeId, now: Moment) -> Millis {
-        now.since(self.heard.get(&node).map_or(self.started_at, |(at, _)| *at))
+        let heard_at = self.heard.get(&node).map_or(self.started_at, |(at, _)| *at);
+        now.since(heard_at.max(clock::attentive_since(now)))
     }
 
     fn said(&self, leader: NodeId, facts: Option<(&ServerFacts, Moment)>, now: Moment) -> Said {

@@ -39,6 +39,7 @@ pub(crate) fn start(
         let mut watcher = Watcher::new(&spec.data_dir, floating.as_ref().map(|it| it.place().clone()));
         while !stop.is_cancelled() {
             let now = clock::now();
+            clock::attentive_since(now);
             match floating.as_ref().map_or(Ok(None), |floating| floating.tick(now)) {
                 Ok(address) => watcher.tell(council.server_right(now), address),
                 // What an earlier keeper told its watcher holds on.
