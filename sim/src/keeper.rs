@@ -13,6 +13,7 @@ use cluster::failover::ledger::Ledger;
 use cluster::failover::order::{Action, Serving};
 use cluster::failover::procedure::leader_of;
 use cluster::failover::recruit::Report;
+use cluster::sync::ServerSync;
 use model::failover::{FailoverKind, FailoverPhase};
 use model::state::Stage;
 use model::{ClusterState, Epoch, Lsn, Moment, NodeId};
@@ -323,6 +324,13 @@ impl World {
             || it.disk.served != state.rule.epoch
         {
             return;
+        }
+        let it = &self.nodes[node];
+        if it.server.sync != it.disk.sync && self.mutant != Mutant::ListNotSettled {
+            // What the keeper before this one wrote last and nobody took up would come into force at a restart of the
+            // server. A keeper that starts writes what is in force anew.
+            let ServerSync { acks, list, .. } = it.server.sync.clone();
+            return self.set_synchronous(node, acks, list);
         }
         let Some(view) = self.sync_facts(node, local, state) else { return };
         let view = cluster::sync::SyncView {

@@ -51,11 +51,13 @@ pub enum Mutant {
     DescentTooNear,
     /// A holder that starts believes that nobody has joined since.
     ForgetfulHolder,
+    /// A list that the keeper before wrote and the server never took up stays in the file.
+    ListNotSettled,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 22] = [
+    pub const ALL: [Mutant; 23] = [
         Mutant::RecruitTooFew,
         Mutant::PromoteBeforeList,
         Mutant::CountCatchingUp,
@@ -78,6 +80,7 @@ impl Mutant {
         Mutant::StaleWrite,
         Mutant::DescentTooNear,
         Mutant::ForgetfulHolder,
+        Mutant::ListNotSettled,
     ];
 
     /// The kinds of faults (see `faults`) among which the mistake shows soon, where it is rare among all: a primary that
@@ -106,7 +109,8 @@ impl Mutant {
             | Mutant::RowNotFlushed
             | Mutant::StaleWrite
             | Mutant::DescentTooNear
-            | Mutant::ForgetfulHolder => &[],
+            | Mutant::ForgetfulHolder
+            | Mutant::ListNotSettled => &[],
         }
     }
 }

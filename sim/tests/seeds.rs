@@ -90,7 +90,7 @@ fn seed_87_the_watcher_minds_a_server_that_only_starts() {
 }
 
 /// Each mutant, the mode in which it shows, and a seed from which on it soon does.
-const CAUGHT: [(Mutant, Option<CommitMode>, u64); 22] = [
+const CAUGHT: [(Mutant, Option<CommitMode>, u64); 23] = [
     (Mutant::RecruitTooFew, None, 11),
     (Mutant::PromoteBeforeList, None, 129),
     (Mutant::CountCatchingUp, None, 339),
@@ -113,6 +113,7 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 22] = [
     (Mutant::StaleWrite, None, 4),
     (Mutant::DescentTooNear, None, 75),
     (Mutant::ForgetfulHolder, None, 1_795_840_450_978),
+    (Mutant::ListNotSettled, None, 2_853_682_793),
 ];
 
 #[test]

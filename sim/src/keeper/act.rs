@@ -182,7 +182,7 @@ impl World {
         }
     }
 
-    fn set_synchronous(&mut self, node: usize, acks: u32, list: BTreeSet<NodeId>) {
+    pub(super) fn set_synchronous(&mut self, node: usize, acks: u32, list: BTreeSet<NodeId>) {
         self.nodes[node].disk.sync = ServerSync { acks, list, raw: String::new(), strangers: false };
         let incarnation = self.nodes[node].server.incarnation;
         let delay = self.dice.between(1, 30);
