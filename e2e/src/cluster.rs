@@ -8,9 +8,11 @@ use crate::wait::wait_for;
 use model::status::{ClusterStatus, NodeStatus, Verdict};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 use tokio_postgres::Client;
 
 /// Lines of each keeper's log that a failed test shows.
@@ -168,11 +170,44 @@ impl Cluster {
             let rows = self.sql(name).await.query("SELECT id FROM ledger", &[]).await.expect("the table can be read");
             let rows: BTreeSet<i64> = rows.iter().map(|row| row.get(0)).collect();
             let missing: Vec<&i64> = acknowledged.difference(&rows).take(5).collect();
-            assert!(missing.is_empty(), "{name} misses acknowledged rows: {missing:?} ...");
+            if let Some(row) = missing.first() {
+                let found = self.account_of(primary, name, **row).await;
+                panic!("{name} misses acknowledged rows: {missing:?} of {} ...\n{found}", acknowledged.len());
+            }
             let first = first.get_or_insert_with(|| rows.clone());
+            eprintln!("{name} holds {} rows, {} acknowledged", rows.len(), acknowledged.len());
             assert_eq!(first.len(), rows.len(), "{name} differs from {primary}");
             assert!(*first == rows, "{name} differs from {primary}");
         }
+    }
+
+    /// What two nodes say of a row that one of them misses: where it is, what became of its transaction, and whether the
+    /// other sees it by another way or later.
+    async fn account_of(&self, primary: &str, other: &str, id: i64) -> String {
+        let mut told = String::new();
+        let at = format!("SELECT ctid::text || ' xmin ' || xmin::text FROM ledger WHERE id = {id}");
+        let xid = format!("(SELECT xmin::text FROM ledger WHERE id = {id})");
+        let place = self.value(primary, &at).await;
+        let xmin = self.value(primary, &format!("SELECT {xid}")).await;
+        let _ = writeln!(told, "{primary}: {place}");
+        for round in 0..2 {
+            for (way, off) in [("by the index", "enable_seqscan"), ("by the table", "enable_indexscan")] {
+                let client = self.sql(other).await;
+                let set = format!("SET {off} = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off");
+                client.batch_execute(&set).await.expect("set");
+                let found = client.query_one("SELECT count(*) FROM ledger WHERE id = $1", &[&id]).await;
+                let _ = writeln!(told, "{other} {way}: {:?}", found.map(|row| row.get::<_, i64>(0)));
+            }
+            let state = format!(
+                "SELECT concat_ws(' ', pg_last_wal_replay_lsn(), pg_postmaster_start_time(), now(),
+                     pg_xact_status('{xmin}'::xid8), pg_current_snapshot())"
+            );
+            let _ = writeln!(told, "{other}: {}", self.value(other, &state).await);
+            if round == 0 {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+            }
+        }
+        told
     }
 
     /// One request to a node's API, with its token.

@@ -33,8 +33,9 @@ impl Drop for Front {
 }
 
 impl Front {
-    /// For the superuser of a cluster; `unchecked` makes a debug build read without looking at positions.
-    pub fn before(cluster: &Cluster, unchecked: bool) -> Front {
+    /// For the superuser of a cluster, with this `consistency`; `unchecked` makes a debug build read without looking at
+    /// positions.
+    pub fn before(cluster: &Cluster, consistency: &str, unchecked: bool) -> Front {
         use std::os::unix::fs::PermissionsExt;
         let room = tempfile::tempdir().expect("a directory");
         let mut options: tokio_postgres::Config = cluster.node("n1").uri.parse().expect("a URI");
@@ -46,7 +47,8 @@ impl Front {
         let apis: Vec<String> =
             cluster.nodes.values().map(|node| format!("\"http://127.0.0.1:{}\"", node.api_port)).collect();
         let text = format!(
-            "nodes = [{}]\n[router]\nlisten = \"127.0.0.1:{port}\"\nusers_file = \"{}\"\nhold = \"60s\"\nsplit = true\n",
+            "nodes = [{}]\n[router]\nlisten = \"127.0.0.1:{port}\"\nusers_file = \"{}\"\nhold = \"60s\"\nsplit = true\n\
+             consistency = \"{consistency}\"\n",
             apis.join(", "),
             users.display()
         );

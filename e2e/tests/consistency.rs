@@ -10,7 +10,7 @@ use std::time::Duration;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_read_their_writes_and_never_go_back_and_the_check_is_awake() {
     let cluster = Cluster::start(15, &[]).await;
-    let front = Arc::new(Front::before(&cluster, false));
+    let front = Arc::new(Front::before(&cluster, "session", false));
     let seen = run(&cluster, &front, Duration::from_secs(20), 0x5eed, true).await;
     let found = violations(&seen.operations, &seen.end, None);
     eprintln!(
@@ -23,11 +23,42 @@ async fn sessions_read_their_writes_and_never_go_back_and_the_check_is_awake() {
     assert!(seen.operations.len() > 300 && seen.on_replicas > 100 && seen.changes > 0, "too little to prove anything");
     drop(front);
 
-    let careless = Arc::new(Front::before(&cluster, true));
+    let careless = Arc::new(Front::before(&cluster, "session", true));
     let seen = run(&cluster, &careless, Duration::from_secs(10), 0x5eed, false).await;
     let found = violations(&seen.operations, &seen.end, None);
     let own = found.iter().filter(|violation| matches!(violation, Violation::OwnWriteMissing(..))).count();
     let back = found.iter().filter(|violation| matches!(violation, Violation::WentBack(..))).count();
     eprintln!("without the check: {own} own writes missing, {back} reads that went back");
     assert!(own > 0 && back > 0, "without the check of positions nothing was found: {own}, {back}");
+}
+
+/// What a read may miss, in microseconds, the unit of the histories.
+const BOUND: u64 = 600_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_miss_no_more_than_their_bound_and_the_check_is_awake() {
+    let cluster = Cluster::start(15, &[]).await;
+    // A bound promises a session nothing about its own writes.
+    let found = |seen: &e2e::readers::Run| -> Vec<Violation> {
+        let all = violations(&seen.operations, &seen.end, Some(BOUND));
+        all.into_iter().filter(|it| !matches!(it, Violation::OwnWriteMissing(..) | Violation::WentBack(..))).collect()
+    };
+    let front = Arc::new(Front::before(&cluster, "bounded:600ms", false));
+    let seen = run(&cluster, &front, Duration::from_secs(20), 0xb0, true).await;
+    let wrong = found(&seen);
+    eprintln!(
+        "{} operations, {} reads on replicas, {} changes of primary",
+        seen.operations.len(),
+        seen.on_replicas,
+        seen.changes
+    );
+    assert!(wrong.is_empty(), "{} violations, the first: {:#?}", wrong.len(), wrong.first());
+    assert!(seen.operations.len() > 300 && seen.on_replicas > 100 && seen.changes > 0, "too little to prove anything");
+    drop(front);
+
+    let careless = Arc::new(Front::before(&cluster, "bounded:600ms", true));
+    let seen = run(&cluster, &careless, Duration::from_secs(12), 0xb0, false).await;
+    let stale = found(&seen).iter().filter(|violation| matches!(violation, Violation::Stale(..))).count();
+    eprintln!("without the check: {stale} reads beyond the bound");
+    assert!(stale > 0, "without the check of positions nothing was found");
 }

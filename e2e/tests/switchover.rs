@@ -35,7 +35,9 @@ async fn led_by(cluster: &Cluster, primary: &str) -> ClusterStatus {
         .wait_status(&format!("{primary} leads and the others follow"), |view| {
             view.primary.as_ref().is_some_and(|name| name.as_str() == primary)
                 && view.primary_up
-                && view.nodes.iter().all(|node| node.role != Role::Replica || node.link == Some(LinkStatus::Streaming))
+                && view.nodes.iter().all(|node| {
+                    node.role != Role::Replica || (node.link == Some(LinkStatus::Streaming) && node.link_up)
+                })
                 && view.durability.in_force
                 && view.durability.voters.len() == 2
         })

@@ -359,6 +359,12 @@ impl Sql {
         self.position("SELECT pg_current_wal_flush_lsn()").await
     }
 
+    /// Up to where a replica has log: flushed by its receiver, or replayed from what it had before. Final once no receiver
+    /// runs or can come and `replay_finished` has answered yes; what was asked for before that may be too little.
+    pub async fn standby_position(&self) -> Result<Lsn, Trouble> {
+        self.position("SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), '0/0')").await
+    }
+
     /// Whether a replica has replayed all the log that it has: its startup process waits for more, or has reached what
     /// was received.
     pub async fn replay_finished(&self) -> Result<bool, Trouble> {

@@ -17,7 +17,7 @@ async fn main() {
     let seed = given.unwrap_or_else(|| u64::from(std::process::id()));
     println!("repeat with STEMMA_SEED={seed}");
     let cluster = Cluster::start(15, &[]).await;
-    let front = Arc::new(Front::before(&cluster, false));
+    let front = Arc::new(Front::before(&cluster, "session", false));
     let (began, mut round, mut total) = (Instant::now(), 0, [0_usize; 3]);
     while began.elapsed() < Duration::from_secs(minutes * 60) {
         let seen = run(&cluster, &front, ROUND, seed.wrapping_add(round), true).await;

@@ -19,6 +19,9 @@ const STEADY: Duration = Duration::from_millis(700);
 /// that had none lately, so they are started anew before that.
 const FAILOVERS_FREE: usize = 3;
 
+/// After a longer gap the cluster's own account is printed.
+const WORTH_EXPLAINING: Duration = Duration::from_secs(2);
+
 enum Place {
     Here(Sandbox),
     Apart(Wired),
@@ -115,7 +118,7 @@ fn measure(mut place: Place, product: &str, fault: &str, runs: usize) {
     }
     let servers = place.servers(&names);
     place.settled(&names);
-    let mut oracle = Oracle::start(servers.clone(), 4);
+    let mut oracle = Oracle::measuring(servers.clone(), 4);
     let mut gaps = Vec::new();
     let mut lost_in_all = 0;
     for run in 1..=runs {
@@ -154,6 +157,9 @@ fn measure(mut place: Place, product: &str, fault: &str, runs: usize) {
             gap.as_secs_f64(),
             at.elapsed().as_secs_f64()
         );
+        if gap > WORTH_EXPLAINING && !matches!(place, Place::Theirs(_)) {
+            println!("{}", place.stemma(&["explain", "last-failover"]).out);
+        }
         gaps.push(gap);
     }
     oracle.stop();

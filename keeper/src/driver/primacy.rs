@@ -345,17 +345,21 @@ impl Driver {
     }
 
     async fn see_replica(&mut self, turn: &Turn, facts: &ServerFacts, busy: bool) -> Result<Seen, Trouble> {
-        let position = facts.received.max(facts.replayed).unwrap_or(Lsn(0));
         let data_dir = &self.parts.node.data_dir;
-        let file = postgres::read_control_file(data_dir)?;
-        let on_disk = postgres::timeline_of_log(data_dir, position, file.segment_bytes.into())?;
-        let timeline = facts.timeline.max(on_disk.unwrap_or_default());
         let follows = if self.part.detached { None } else { Some(self.part.follow.unwrap_or((NodeId(0), Epoch(0)))) };
         let receiver = if busy { !postgres::receiver_processes(data_dir).is_empty() } else { facts.receiver.is_some() };
         let loose = follows.is_none() && !receiver;
         // What was received in this life of the server was asked for only after all that lay here had been replayed; the
         // end of that is known only once replay has come to it.
         let finished = !loose || !busy || facts.received.is_some() || self.sql.replay_finished().await?;
+        // Only now, for a report: the facts are of before the receiver was seen gone, or before replay came to its end.
+        let position = match loose && finished && busy {
+            true => self.sql.standby_position().await?,
+            false => facts.received.max(facts.replayed).unwrap_or(Lsn(0)),
+        };
+        let file = postgres::read_control_file(data_dir)?;
+        let on_disk = postgres::timeline_of_log(data_dir, position, file.segment_bytes.into())?;
+        let timeline = facts.timeline.max(on_disk.unwrap_or_default());
         let sync = self.sync_in_force(turn, facts);
         let lineage = self.lineage_of(&turn.state.value, timeline, false)?;
         let holds = lineage.map(|lineage| Recruited { lineage, timeline, position });

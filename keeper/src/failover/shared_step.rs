@@ -9,12 +9,31 @@ use model::failover::FailoverKind;
 use model::state::XidSwitch;
 use model::{ClusterState, NodeId, Trouble};
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Pauses after each call of an election that nobody has won yet. A voter that heard the lost leader a moment later than we
+/// did refuses until that leader's lease has ended; by themselves the members would try again much later, and might meet.
+/// Longer and longer, for disks that are slow to note a vote: each call begins anew.
+const CALL_AGAIN_AFTER: [Duration; 4] =
+    [Duration::from_millis(150), Duration::from_millis(300), Duration::from_millis(600), Duration::from_millis(1_200)];
 
 /// Where the store's leader went together with the primary, has another elected before the claim is written.
 pub(crate) async fn hasten(store: &Store, council: &Council, action: &Action, alive: &BTreeSet<NodeId>) {
     if matches!(action, Action::Claim { .. }) && council.should_call_election(store.view().leader, alive) {
-        tracing::info!("calling an election of the store's leader");
+        let gone = store.view().leader;
+        tracing::info!(?gone, "calling an election of the store's leader");
         store.consensus().call_election().await;
+        let store = store.clone();
+        tokio::spawn(async move {
+            for pause in CALL_AGAIN_AFTER {
+                tokio::time::sleep(pause).await;
+                if store.view().leader.is_some_and(|leader| Some(leader) != gone) {
+                    return;
+                }
+                tracing::info!("nobody was elected; calling again");
+                store.consensus().call_election().await;
+            }
+        });
     }
 }
 

@@ -122,7 +122,7 @@ async def cancel_by_timeout_and_by_task():
 async def settings_follow():
     settings = {"application_name": "follower", "search_path": "elsewhere,public", "work_mem": "5MB"}
     async with connect(server_settings=settings) as client, connect() as other:
-        await other.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.here (a int)")
+        await client.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.here (a int)")
         for n in range(10):
             assert await client.fetchval("SELECT count(*) FROM here") == 0
             assert await client.fetchval("SHOW application_name") == "follower"

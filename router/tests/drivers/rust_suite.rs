@@ -148,7 +148,8 @@ async fn settings(options: &tokio_postgres::Config, stage: &Stage) {
     named.application_name("follower").options("-c search_path=elsewhere,public -c work_mem=5MB");
     let follower = stage.front.client_with(&named).await.expect("in");
     let other = stage.front.client_with(options).await.expect("in");
-    other.batch_execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.here (a int)").await.expect("made");
+    // By the session that reads it: another one may read on a replica that has not heard of it.
+    follower.batch_execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.here (a int)").await.expect("made");
     for _ in 0..10 {
         assert_eq!(one(&follower, "SELECT count(*) FROM here").await, "0");
         assert_eq!(one(&follower, "SHOW application_name").await, "follower");

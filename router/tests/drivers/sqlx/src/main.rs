@@ -123,7 +123,7 @@ async fn types() -> Done {
 async fn settings() -> Done {
     let named = options().application_name("follower").options([("search_path", "elsewhere,public"), ("work_mem", "5MB")]);
     let (mut client, mut other) = (PgConnection::connect_with(&named).await?, connect().await?);
-    other.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.here (a int)").await?;
+    client.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.here (a int)").await?;
     for _ in 0..10 {
         assert_eq!(client.fetch_one("SELECT count(*)::int FROM here").await?.get::<i32, _>(0), 0);
         assert_eq!(client.fetch_one("SHOW application_name").await?.get::<String, _>(0), "follower");
