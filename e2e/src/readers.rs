@@ -253,7 +253,7 @@ async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, changes: bo
         }
         let Ok(hand) = crate::connect(&cluster.node(replica).uri).await else { continue };
         let paused = hand.batch_execute("SELECT pg_wal_replay_pause()").await.is_ok();
-        tokio::time::sleep(Duration::from_millis(200 + dice.below(800))).await;
+        tokio::time::sleep(Duration::from_millis(200 + dice.below(1_800))).await;
         if paused {
             let _ = hand.batch_execute("SELECT pg_wal_replay_resume()").await;
         }

@@ -33,7 +33,7 @@ async fn sessions_read_their_writes_and_never_go_back_and_the_check_is_awake() {
 }
 
 /// What a read may miss, in microseconds, the unit of the histories.
-const BOUND: u64 = 600_000;
+const BOUND: u64 = 300_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_miss_no_more_than_their_bound_and_the_check_is_awake() {
@@ -43,7 +43,7 @@ async fn reads_miss_no_more_than_their_bound_and_the_check_is_awake() {
         let all = violations(&seen.operations, &seen.end, Some(BOUND));
         all.into_iter().filter(|it| !matches!(it, Violation::OwnWriteMissing(..) | Violation::WentBack(..))).collect()
     };
-    let front = Arc::new(Front::before(&cluster, "bounded:600ms", false));
+    let front = Arc::new(Front::before(&cluster, "bounded:300ms", false));
     let seen = run(&cluster, &front, Duration::from_secs(20), 0xb0, true).await;
     let wrong = found(&seen);
     eprintln!(
@@ -56,7 +56,7 @@ async fn reads_miss_no_more_than_their_bound_and_the_check_is_awake() {
     assert!(seen.operations.len() > 300 && seen.on_replicas > 100 && seen.changes > 0, "too little to prove anything");
     drop(front);
 
-    let careless = Arc::new(Front::before(&cluster, "bounded:600ms", true));
+    let careless = Arc::new(Front::before(&cluster, "bounded:300ms", true));
     let seen = run(&cluster, &careless, Duration::from_secs(12), 0xb0, false).await;
     let stale = found(&seen).iter().filter(|violation| matches!(violation, Violation::Stale(..))).count();
     eprintln!("without the check: {stale} reads beyond the bound");
