@@ -300,10 +300,21 @@ impl Embedded {
             return self.write_as_leader(command.clone(), left).await;
         }
         let request = Request::Write(command.clone());
-        match wire::ask(&*self.transport, leader, &request, self.forward_timeout(deadline)).await {
+        match self.ask_leader(leader, &request, self.forward_timeout(deadline)).await {
             Ok(Reply::Write(attempt)) => attempt,
             Ok(_) => Attempt::Uncertain(format!("node {leader} answered something else than was asked")),
             Err(detail) => Attempt::Uncertain(detail),
+        }
+    }
+
+    /// Asks the leader, for as long as it is one: of a machine that is gone, a request would wait out its whole time for
+    /// a connection while somebody else leads already.
+    async fn ask_leader(&self, leader: NodeId, request: &Request, timeout: Duration) -> Result<Reply, String> {
+        let mut metrics = self.metrics.clone();
+        let replaced = metrics.wait_for(|metrics| metrics.current_leader != Some(leader.0));
+        tokio::select! {
+            answer = wire::ask(&*self.transport, leader, request, timeout) => answer,
+            Ok(_) = replaced => Err(format!("node {leader} leads no more")),
         }
     }
 
@@ -355,7 +366,7 @@ impl Embedded {
             return self.read_as_leader(key, timeout).await;
         }
         let request = Request::Read { key: key.to_owned() };
-        match wire::ask(&*self.transport, leader, &request, timeout).await {
+        match self.ask_leader(leader, &request, timeout).await {
             Ok(Reply::Read(attempt)) => attempt,
             Ok(_) => Attempt::NotTaken(format!("node {leader} answered something else than was asked")),
             Err(detail) => Attempt::NotTaken(detail),

@@ -213,7 +213,7 @@ impl Driver {
             }
             Some(action) => {
                 self.part.calm = None;
-                shared_step::hasten(&self.parts.store, &self.part.council, &action, &others.alive).await;
+                shared_step::hasten(&self.parts.store, &self.part.council, &action, &others.alive);
                 self.carry_out(action, turn, &own, looked.as_ref()).await
             }
             None => {

@@ -259,13 +259,16 @@ impl Council {
         others
     }
 
+    /// The node of this keeper.
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
     /// Whether this keeper should call an election of the store's leader: `leader` leads the store and does not answer, a
-    /// change of primary waits for a new one, and this is the keeper that goes first. Says so once for each leader.
+    /// change of primary waits for a new one. Says so once for each leader.
     pub fn should_call_election(&self, store_leader: Option<NodeId>, alive: &BTreeSet<NodeId>) -> bool {
         let Some(gone) = store_leader.filter(|node| !alive.contains(node)) else { return false };
-        let first = alive.first() == Some(&self.me);
-        let mut inner = self.lock();
-        first && inner.called_for.replace(gone) != Some(gone)
+        alive.contains(&self.me) && self.lock().called_for.replace(gone) != Some(gone)
     }
 
     /// For how long this keeper has seen the attempt in its present phase.

@@ -11,30 +11,36 @@ use model::{ClusterState, NodeId, Trouble};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Pauses after each call of an election that nobody has won yet. A voter that heard the lost leader a moment later than we
-/// did refuses until that leader's lease has ended; by themselves the members would try again much later, and might meet.
-/// Longer and longer, for disks that are slow to note a vote: each call begins anew.
-const CALL_AGAIN_AFTER: [Duration; 4] =
-    [Duration::from_millis(150), Duration::from_millis(300), Duration::from_millis(600), Duration::from_millis(1_200)];
+/// A member that calls an election waits so long for its end, times the number of members that may call.
+const ELECTED_WITHIN: Duration = Duration::from_millis(150);
+/// How often a member calls; it waits twice as long each time, for disks that are slow to note a vote.
+const CALLS_MAX: u32 = 4;
 
 /// Where the store's leader went together with the primary, has another elected before the claim is written.
-pub(crate) async fn hasten(store: &Store, council: &Council, action: &Action, alive: &BTreeSet<NodeId>) {
-    if matches!(action, Action::Claim { .. }) && council.should_call_election(store.view().leader, alive) {
-        let gone = store.view().leader;
-        tracing::info!(?gone, "calling an election of the store's leader");
-        store.consensus().call_election().await;
-        let store = store.clone();
-        tokio::spawn(async move {
-            for pause in CALL_AGAIN_AFTER {
-                tokio::time::sleep(pause).await;
-                if store.view().leader.is_some_and(|leader| Some(leader) != gone) {
-                    return;
-                }
-                tracing::info!("nobody was elected; calling again");
-                store.consensus().call_election().await;
-            }
-        });
+///
+/// The members that are left call in turn. One alone may call in vain: a voter refuses until the lease of the lost leader
+/// has ended, which it may have heard a moment later, and always where its own log is longer. By themselves the members
+/// would try again much later, and each call in vain puts that off.
+pub(crate) fn hasten(store: &Store, council: &Council, action: &Action, alive: &BTreeSet<NodeId>) {
+    let leader = store.view().leader;
+    if !matches!(action, Action::Claim { .. }) || !council.should_call_election(leader, alive) {
+        return;
     }
+    let turn = alive.iter().position(|node| *node == council.me()).unwrap_or(0);
+    let round = ELECTED_WITHIN * u32::try_from(alive.len()).unwrap_or(1);
+    let first = ELECTED_WITHIN * u32::try_from(turn).unwrap_or(0);
+    let store = store.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(first).await;
+        for call in 0..CALLS_MAX {
+            if store.view().leader.is_some_and(|now| Some(now) != leader) {
+                return;
+            }
+            tracing::info!(gone = ?leader, call, "calling an election of the store's leader");
+            store.consensus().call_election().await;
+            tokio::time::sleep(round * (1 << call)).await;
+        }
+    });
 }
 
 /// Writes a shared step, unless the state moves on meanwhile: then there is something newer to decide. A step given up

@@ -68,7 +68,7 @@ impl WitnessPart {
             }
             Some(action) if shared_step::is_shared(&action) => {
                 tracing::info!(?action, "who is primary");
-                shared_step::hasten(store, &self.council, &action, &others.alive).await;
+                shared_step::hasten(store, &self.council, &action, &others.alive);
                 shared_step::write(store, versioned.version, &action, None).await
             }
             // Everything else is about a server.
