@@ -29,6 +29,10 @@ struct Wires {
     lose_answers_of: Mutex<Option<(NodeId, u32)>>,
     /// Every answer takes this long.
     answers_take: Mutex<Duration>,
+    /// Machines that are gone: who calls them waits for as long as it is willing to.
+    gone: Mutex<BTreeSet<NodeId>>,
+    /// How long those calls of them waited that were not given up before.
+    waited_out: Mutex<Vec<Duration>>,
 }
 
 struct Wire {
@@ -40,6 +44,10 @@ impl Wires {
     fn open(&self, from: NodeId, to: NodeId) -> bool {
         let isolated = self.isolated.lock().expect("lock");
         from == to || !(isolated.contains(&from) || isolated.contains(&to))
+    }
+
+    fn is_gone(&self, node: NodeId) -> bool {
+        self.gone.lock().expect("lock").contains(&node)
     }
 
     fn loses_answer(&self, from: NodeId) -> bool {
@@ -55,8 +63,13 @@ impl Wires {
 }
 
 impl Transport for Wire {
-    fn call(&self, to: NodeId, payload: Vec<u8>, _timeout: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+    fn call(&self, to: NodeId, payload: Vec<u8>, timeout: Duration) -> BoxFuture<'_, Result<Vec<u8>, String>> {
         Box::pin(async move {
+            if self.wires.is_gone(self.from) || self.wires.is_gone(to) {
+                tokio::time::sleep(timeout).await;
+                self.wires.waited_out.lock().expect("lock").push(timeout);
+                return Err("no connection in time".into());
+            }
             if !self.wires.open(self.from, to) {
                 return Err("the link is cut".into());
             }
@@ -75,11 +88,12 @@ impl Transport for Wire {
 struct Group {
     wires: Arc<Wires>,
     root: tempfile::TempDir,
+    timing: Timing,
 }
 
 impl Group {
     fn new() -> Group {
-        Group { wires: Arc::default(), root: tempfile::tempdir().expect("temporary directory") }
+        Group { wires: Arc::default(), root: tempfile::tempdir().expect("temporary directory"), timing: TIMING }
     }
 
     fn directory(&self, id: u64) -> PathBuf {
@@ -88,7 +102,7 @@ impl Group {
 
     async fn try_open(&self, id: u64) -> Result<Arc<Embedded>, StoreError> {
         let transport = Arc::new(Wire { from: NodeId(id), wires: self.wires.clone() });
-        let config = EmbeddedConfig { id: NodeId(id), directory: self.directory(id), transport, timing: TIMING };
+        let config = EmbeddedConfig { id: NodeId(id), directory: self.directory(id), transport, timing: self.timing };
         let node = Embedded::open(config).await?;
         self.wires.nodes.lock().expect("lock").insert(NodeId(id), Arc::downgrade(&node));
         Ok(node)
@@ -100,7 +114,12 @@ impl Group {
 
     /// A group of voters `1..=count`, all of which are up.
     async fn of(count: u64) -> (Group, Vec<Arc<Embedded>>) {
-        let group = Group::new();
+        Group::timed(count, TIMING).await
+    }
+
+    /// The same with other patience.
+    async fn timed(count: u64, timing: Timing) -> (Group, Vec<Arc<Embedded>>) {
+        let group = Group { timing, ..Group::new() };
         let mut nodes = vec![group.open(1).await];
         nodes[0].bootstrap(vec![("cluster".into(), b"born".to_vec())]).await.expect("bootstrap");
         for id in 2..=count {
@@ -210,6 +229,28 @@ async fn when_the_leader_stops_another_leads_and_nothing_is_lost() {
     assert_eq!(text(&nodes[new], "cluster").await, "written");
     assert_eq!(nodes[1 - new].write("cluster", 2, b"and on".to_vec()).await, Ok(3), "the follower passes it on");
     stop_all(&nodes).await;
+}
+
+/// The machine of the leader is gone, so that a request to it would wait in vain for a connection: it is given up when
+/// another leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_a_leader_that_is_gone_is_given_up_when_another_leads() {
+    let patient = Timing { request_deadline: Millis(40_000), ..TIMING };
+    let (group, mut nodes) = Group::timed(3, patient).await;
+    let old = leader_of(&nodes).await;
+    group.wires.gone.lock().expect("lock").insert(NodeId(old as u64 + 1));
+    let gone = nodes.remove(old);
+    assert!(nodes.iter().all(|node| node.view().leader == Some(NodeId(old as u64 + 1))), "they have not noticed");
+    let write = nodes[0].write("cluster", 1, b"to whoever leads".to_vec());
+    let read = nodes[1].read("cluster");
+    let (written, read) = tokio::join!(write, read);
+    assert_eq!(written, Ok(2));
+    assert!(read.expect("the store answers").is_some());
+    // Calls of the group's own are shorter by far.
+    let waited = group.wires.waited_out.lock().expect("lock").clone();
+    assert!(waited.iter().all(|time| *time < Duration::from_secs(10)), "{waited:?}");
+    stop_all(&nodes).await;
+    gone.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
