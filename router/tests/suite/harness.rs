@@ -18,6 +18,7 @@ use tokio_postgres::{Client, NoTls};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const PASSWORD: &str = "secret of the tests";
+const LIFE: &str = "SELECT pg_stat_get_bgwriter_stat_reset_time()";
 
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(Path::new("/usr/lib/postgresql/15/bin").join(program));
@@ -199,11 +200,30 @@ impl Server {
         NodeAddr::tcp("127.0.0.1", self.port)
     }
 
-    /// Asks the server itself, past the router.
-    pub fn sql(&self, sql: &str) -> String {
+    fn psql(&self, sql: &str) -> Command {
         let mut psql = command("psql");
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-d", "postgres"]);
-        run(psql.args(["-p", &self.port.to_string(), "-c", sql])).trim().to_owned()
+        psql.args(["-p", &self.port.to_string(), "-c", sql]);
+        psql
+    }
+
+    /// Asks the server itself, past the router.
+    pub fn sql(&self, sql: &str) -> String {
+        run(&mut self.psql(sql)).trim().to_owned()
+    }
+
+    /// What another life of the server has another of: since when it gathers statistics, which do not survive a crash.
+    pub fn life(&self) -> String {
+        self.sql(LIFE)
+    }
+
+    /// Waits until the server has recovered from a crash of the life told. A crash of one process ends all others, but
+    /// not in the same moment.
+    pub fn wait_recovered(&self, life: &str) {
+        wait_for("a server that has recovered", || {
+            let asked = self.psql(LIFE).output().expect("psql starts");
+            asked.status.success() && String::from_utf8_lossy(&asked.stdout).trim() != life
+        });
     }
 
     pub fn topology(&self, epoch: u64) -> Topology {

@@ -29,7 +29,7 @@ fn query(sql: &str) -> Vec<u8> {
 }
 
 /// A server and a router that believe whoever connects; two connections for all.
-async fn believing() -> (Server, Front) {
+pub async fn believing() -> (Server, Front) {
     let mut server = Server::new();
     server.believe();
     let front = Front::start(server.topology(1), router::Config { auth: ClientAuth::Trust, ..config(2) }).await;

@@ -67,6 +67,7 @@ async fn a_commit_behind_a_close_that_was_lost_is_an_error() {
     let pid = one(&client, PID).await;
     // It is stopped, so that it answers the Close no more.
     let process = nix::unistd::Pid::from_raw(pid.parse().expect("a process id"));
+    let life = server.life();
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
     drop(prepared);
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -74,6 +75,7 @@ async fn a_commit_behind_a_close_that_was_lost_is_an_error() {
     let lost = try_one(&client, "COMMIT").await.expect_err("the transaction is gone");
     assert_eq!(sqlstate(&lost), "40001", "{lost:?}");
     client.batch_execute("ROLLBACK").await.expect("ended");
+    server.wait_recovered(&life);
     assert_eq!(one(&client, "SELECT count(*) FROM t").await, "0");
     // The same where the server was lost before the Close.
     client.batch_execute("BEGIN; INSERT INTO t VALUES (2)").await.expect("begun");

@@ -1,6 +1,8 @@
 //! The protocol's less common ways: COPY, pipelines, cancelling, errors in the middle.
 
 use crate::harness::{Front, Server, one, sqlstate, try_one};
+use crate::hostile::believing;
+use crate::raw::Raw;
 use futures_util::{SinkExt, TryStreamExt};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -137,6 +139,59 @@ async fn large_rows_and_texts_pass_in_pieces() {
     assert_eq!(row.get::<_, i32>(0), 2_000_000);
     let statement = client.prepare(&format!("SELECT length('{long}') + $1::int")).await.expect("a long statement");
     assert_eq!(client.query_one(&statement, &[&1]).await.expect("executed").get::<_, i32>(0), 2_000_001);
+}
+
+/// All clients of a thread use one buffer in turn: each gets its own rows, whole and in order, however slowly it reads, and
+/// a row whose server was lost is not ended by anything else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_rows_reach_each_client_whole_however_slowly_it_reads() {
+    const ROWS: usize = 12;
+    let (mut server, front) = believing().await;
+    let tasks: Vec<_> = ["a", "b", "c", "d"]
+        .into_iter()
+        .enumerate()
+        .map(|(index, letter)| {
+            let port = front.port;
+            tokio::spawn(async move {
+                let mut client = Raw::connect(port, "postgres").await;
+                let rows = format!("SELECT repeat('{letter}' || n, 700000) FROM generate_series(10, {}) n", ROWS + 9);
+                let mut query = Vec::new();
+                build::query(&mut query, &rows);
+                client.send(&query).await;
+                for row in 0..ROWS {
+                    let message = loop {
+                        let (tag, body) = client.message().await.expect("the connection lives");
+                        assert!(matches!(tag, b'T' | b'D'), "{tag}");
+                        if tag == b'D' {
+                            break body;
+                        }
+                        // Every second client lets its rows wait.
+                        tokio::time::sleep(Duration::from_millis(50 * (index as u64 % 2))).await;
+                    };
+                    let wanted = format!("{letter}{}", row + 10).repeat(700_000);
+                    assert!(message[6..] == *wanted.as_bytes(), "row {row} of {letter} is not what was asked for");
+                    tokio::time::sleep(Duration::from_millis(20 * (index as u64 % 2))).await;
+                }
+                assert_eq!(client.message().await.map(|(tag, _)| tag), Some(b'C'));
+                assert_eq!(client.message().await.map(|(tag, _)| tag), Some(b'Z'));
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("a client gets its rows");
+    }
+
+    let mut cut = Raw::connect(front.port, "postgres").await;
+    let mut query = Vec::new();
+    build::query(&mut query, "SELECT repeat('x', 50000000)");
+    cut.send(&query).await;
+    assert_eq!(cut.message().await.map(|(tag, _)| tag), Some(b'T'));
+    cut.socket.readable().await.expect("the row has begun");
+    server.kill();
+    // What is under way cannot be ended by a word: the connection ends.
+    assert_eq!(cut.message().await, None);
+    server.start();
+    assert_eq!(one(&front.client().await, "SELECT 'on'").await, "on");
 }
 
 #[test]
