@@ -49,8 +49,8 @@ impl ClientRow {
         ClientRow {
             pid: entry.pid,
             worker: worker.index,
-            user: entry.user.clone(),
-            database: entry.database.clone(),
+            user: entry.account.user.clone(),
+            database: entry.account.database.clone(),
             connected: now.duration_since(entry.since),
             server: entry.running.borrow().as_ref().map(|key| (key.node.to_string(), key.pid)),
             pins: entry.pins.borrow().iter().map(|pin| pin.as_str()).collect::<Vec<_>>().join(", "),

@@ -106,6 +106,8 @@ pub struct Context<'c> {
     pub interner: &'c mut Interner,
     /// What texts are judged with.
     pub judge: Judge<'c>,
+    /// What came of judging the first message, where that is a query and was judged already.
+    pub judged: Option<Route>,
 }
 
 /// A setting that the server reported: name and value.

@@ -5,6 +5,7 @@
 //! its server is decided by `exchange`, which is pure; `session` does the reading and writing. Servers come and go by
 //! `Topology` values, which someone else supplies.
 
+pub mod account;
 pub mod admin;
 pub mod cancel;
 pub mod config;

@@ -68,14 +68,14 @@ pub async fn serve(worker: Rc<Worker>, socket: std::net::TcpStream) {
     }
 }
 
-async fn enter(worker: Rc<Worker>, socket: TcpStream) -> Option<Session> {
+async fn enter(worker: Rc<Worker>, socket: TcpStream) -> Option<Box<Session>> {
     let mut stream = encrypt_at_once(&worker, socket).await?;
     match log_in(&worker, &mut stream).await {
         Ok(Admitted { entry, settings, reported, mode }) => {
-            Some(Session::new(worker, entry, stream, settings, &reported, mode))
+            Some(Box::new(Session::new(worker, entry, stream, settings, &reported, mode)))
         }
         Err(Out::Replication(server)) => {
-            tokio::task::spawn_local(replicate(worker, stream, *server));
+            tokio::task::spawn_local(replicate(worker, stream, server));
             None
         }
         Err(Out::Administrator) => {
@@ -155,9 +155,9 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Ou
             Err(Refusal::authentication(format!("user \"{user}\" may not use the console")).sqlstate("42501").into())
         };
     }
-    let settings = Arc::new(settings_of(&start)?);
-    let reported = welcome(worker, &database, &user, &settings).await?;
-    let entry = worker.register(|pid| ClientEntry::new(pid, &user, &database));
+    let (settings, reported) = welcome(worker, &database, &user, settings_of(&start)?).await?;
+    let account = worker.account(&database, &user);
+    let entry = worker.register(|pid| ClientEntry::new(pid, account));
     let mut out = Vec::new();
     build::authentication_ok(&mut out);
     for (name, value) in reported.iter() {
@@ -191,13 +191,14 @@ async fn open_replication(
         .filter(|(name, _)| passed(name))
         .collect();
     let connected = crate::server::connect_with(slot, &worker.config(), worker.proof(user), &parameters).await;
-    connected.map(Box::new).map_err(Out::Server)
+    connected.map_err(Out::Server)
 }
 
 /// Lets a client and its server stream until one of them ends.
-async fn replicate(worker: Rc<Worker>, mut client: Stream, mut server: crate::server::Server) {
+async fn replicate(worker: Rc<Worker>, mut client: Stream, mut server: Box<crate::server::Server>) {
     let key = &server.slot.pool().key;
-    let entry = worker.register(|pid| ClientEntry::new(pid, &key.user, &key.database));
+    let account = worker.account(&key.database, &key.user);
+    let entry = worker.register(|pid| ClientEntry::new(pid, account));
     *entry.running.borrow_mut() = Some(server.key.clone());
     let mut out = Vec::new();
     build::authentication_ok(&mut out);
@@ -437,19 +438,20 @@ fn options(text: &str) -> Result<Vec<(String, String)>, Refusal> {
 }
 
 /// What a server with these settings reports of itself. The first client of its kind makes a connection for it, which
-/// proves that database, user and settings are good; later ones are told the same.
+/// proves that database, user and settings are good; later ones are told the same, and share one copy of the settings.
 async fn welcome(
     worker: &Rc<Worker>,
     database: &str,
     user: &str,
-    settings: &Arc<Settings>,
-) -> Result<Arc<Reported>, Out> {
+    settings: Settings,
+) -> Result<(Arc<Settings>, Arc<Reported>), Out> {
     let find = || -> Option<Rc<Pool>> { worker.primary_pool(database, user) };
     if let Some(pool) = find()
-        && let Some(known) = pool.welcome(settings)
+        && let Some(known) = pool.welcome(&settings)
     {
         return Ok(known);
     }
+    let settings = Arc::new(settings);
     let mut server = obtain::obtain(worker, user, find).await.map_err(out)?;
     if let Some(sql) = settings.difference(&server.settings) {
         crate::server::ask(&mut server, &sql).await.map_err(Out::Server)?;
@@ -459,5 +461,5 @@ async fn welcome(
     let pool = worker.pool(&server.slot.pool().key.clone());
     pool.set_welcome(settings.clone(), reported.clone());
     pool.put(server, &worker.config(), Instant::now());
-    Ok(reported)
+    Ok((settings, reported))
 }

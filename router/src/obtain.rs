@@ -31,7 +31,7 @@ pub async fn obtain(
     worker: &Rc<Worker>,
     user: &str,
     mut target: impl FnMut() -> Option<Rc<Pool>>,
-) -> Result<Server, Failure> {
+) -> Result<Box<Server>, Failure> {
     // The ordinary case first, without the means of waiting for news.
     let mut why = String::new();
     if let Some(pool) = target() {
@@ -69,7 +69,7 @@ pub async fn obtain(
 }
 
 /// The same as `from_pool`, given up (`None`) once another server is the one to ask: one that is gone may not even refuse.
-async fn from_live_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Option<Result<Server, Failure>> {
+async fn from_live_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Option<Result<Box<Server>, Failure>> {
     let superseded = async {
         while !pool.is_retired() {
             worker.news.notified().await;
@@ -83,7 +83,7 @@ async fn from_live_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Opt
 }
 
 /// A connection from one pool: an idle one, a new one, or the next that is given back.
-pub async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Server, Failure> {
+pub async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Box<Server>, Failure> {
     if let Some(server) = pool.take() {
         return Ok(server);
     }
@@ -124,14 +124,14 @@ impl Drop for Place<'_> {
     }
 }
 
-async fn connect(worker: &Rc<Worker>, slot: Slot, user: &str) -> Result<Server, Failure> {
+async fn connect(worker: &Rc<Worker>, slot: Slot, user: &str) -> Result<Box<Server>, Failure> {
     let config = worker.config();
     server::connect(slot, &config, worker.proof(user)).await.map_err(Failure::Server)
 }
 
 /// Makes a server fit for another client after one that left it in whatever state, and gives it back; closes it where
 /// that does not work at once.
-pub async fn clean(worker: &Rc<Worker>, mut server: Server, left: Left) {
+pub async fn clean(worker: &Rc<Worker>, mut server: Box<Server>, left: Left) {
     // In the middle of something: an answer would have to be waited for that nobody wants.
     if !left.quiet || !server.inbox.is_empty() || !server.outbox.is_empty() {
         return;

@@ -195,7 +195,8 @@ pub struct Pool {
     pub shared: Arc<SharedPool>,
     worker: usize,
     waiters: Waiters,
-    idle: RefCell<Vec<Server>>,
+    #[expect(clippy::vec_box, reason = "servers come and go for every transaction, which moves a pointer only")]
+    idle: RefCell<Vec<Box<Server>>>,
     retired: Cell<bool>,
     welcomes: RefCell<Vec<(Arc<Settings>, Arc<Reported>)>>,
 }
@@ -214,14 +215,14 @@ impl Pool {
     }
 
     /// The connection used last, which is the warmest. Nobody who waits is passed over: then there is none.
-    pub fn take(&self) -> Option<Server> {
+    pub fn take(&self) -> Option<Box<Server>> {
         if self.shared.waiting.load(SeqCst) > 0 {
             return None;
         }
         self.take_any()
     }
 
-    fn take_any(&self) -> Option<Server> {
+    fn take_any(&self) -> Option<Box<Server>> {
         loop {
             let mut server = self.idle.borrow_mut().pop()?;
             self.shared.idle[self.worker].fetch_sub(1, SeqCst);
@@ -233,7 +234,7 @@ impl Pool {
     }
 
     /// Gives a connection to whoever waits longest, or keeps it.
-    pub fn put(&self, mut server: Server, config: &Config, now: Instant) {
+    pub fn put(&self, mut server: Box<Server>, config: &Config, now: Instant) {
         let over = self.shared.total() > self.shared.limit.load(SeqCst);
         if self.retired.get() || over || now.duration_since(server.born) > config.server_lifetime {
             return;
@@ -248,7 +249,7 @@ impl Pool {
             let Some(waiter) = self.waiters.borrow_mut().remove(&ticket.number) else { continue };
             match waiter.send(server.park(true)) {
                 Ok(()) => return,
-                Err(Grant::Server(Parked::Here(back))) => server = *back,
+                Err(Grant::Server(Parked::Here(back))) => server = back,
                 Err(Grant::Server(Parked::Moved(_)) | Grant::Connect(_)) => return,
             }
         }
@@ -301,10 +302,9 @@ impl Pool {
         self.shared.idle[self.worker].fetch_sub(gone.len(), SeqCst);
     }
 
-    /// What a server with these settings reports, where it was seen.
-    pub fn welcome(&self, settings: &Settings) -> Option<Arc<Reported>> {
-        let welcomes = self.welcomes.borrow();
-        welcomes.iter().find(|(known, _)| **known == *settings).map(|(_, reported)| reported.clone())
+    /// What a server with these settings reports, where it was seen; and the copy of the settings that all may share.
+    pub fn welcome(&self, settings: &Settings) -> Option<(Arc<Settings>, Arc<Reported>)> {
+        self.welcomes.borrow().iter().find(|(known, _)| **known == *settings).cloned()
     }
 
     /// Notes what a server with these settings reports. Only few are kept: most clients ask for the same.

@@ -11,6 +11,7 @@ use routing::balance::{Micros, WEIGHT_DEFAULT};
 use routing::consistency::{Ack, Ask, Health, History, Memory, Need, Replica, Requirement, Sampler, eligible};
 use routing::token::{Point, rounded};
 use routing::{Balancer, Candidate, Catalog, Level, Policy};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,10 @@ const POSITION_SQL: &str = "SELECT pg_current_wal_insert_lsn(), \
 /// What a worker knows.
 pub struct Reads {
     began: Instant,
+    /// Where the balancer's random numbers come from.
+    seed: u64,
+    /// Kept for its memory.
+    candidates: Vec<Candidate>,
     sampler: Sampler,
     replicas: Vec<Replica>,
     addresses: Vec<(NodeId, NodeAddr)>,
@@ -53,7 +58,7 @@ impl Reading {
 /// Where a read goes.
 pub enum ReadTarget {
     /// To this replica.
-    Replica(NodeId, NodeAddr),
+    Replica(NodeId),
     /// To the primary.
     Primary,
     /// The primary's position is wanted first, behind this acknowledgement.
@@ -65,6 +70,8 @@ impl Reads {
     pub fn new(topology: &Topology) -> Reads {
         let mut reads = Reads {
             began: Instant::now(),
+            seed: u64::from_ne_bytes(crate::random()),
+            candidates: Vec::new(),
             sampler: Sampler::new(topology.epoch),
             replicas: Vec::new(),
             addresses: Vec::new(),
@@ -76,7 +83,24 @@ impl Reads {
     }
 
     fn now(&self) -> Moment {
-        Moment(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+        self.at(Instant::now())
+    }
+
+    fn at(&self, now: Instant) -> Moment {
+        Moment(u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The next of a sequence that nobody has to be unable to guess (SplitMix64, Steele and others 2014): it spreads load.
+    fn roll(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.seed ^ (self.seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// How a replica is reached.
+    pub fn address(&self, node: NodeId) -> Option<NodeAddr> {
+        self.addresses.iter().find(|(known, _)| *known == node).map(|(_, address)| address.clone())
     }
 
     /// Takes in news of the servers.
@@ -116,8 +140,8 @@ impl Reads {
     }
 
     /// Where the next read of a session goes.
-    pub fn target(&mut self, session: &mut Reading, config: &Config) -> ReadTarget {
-        let now = self.now();
+    pub fn target(&mut self, session: &mut Reading, config: &Config, now: Instant) -> ReadTarget {
+        let now = self.at(now);
         if now < session.retry_after || self.replicas.is_empty() {
             return ReadTarget::Primary;
         }
@@ -129,22 +153,16 @@ impl Reads {
                 Requirement { lag_max: config.lag_max, epoch: self.sampler.epoch(), ..requirement }
             }
         };
+        let random = self.roll();
         let fit = |replica: &&Replica| eligible(replica, &requirement, &self.history).is_ok();
-        let candidates: Vec<Candidate> = self
-            .replicas
-            .iter()
-            .filter(fit)
-            .map(|replica| Candidate { node: replica.node, lag: replica.lag })
-            .collect();
-        let random = u64::from_ne_bytes(crate::random());
-        let Some(choice) = self.balancer.choose(&candidates, now, random) else {
+        let offered = |replica: &Replica| Candidate { node: replica.node, lag: replica.lag };
+        self.candidates.clear();
+        self.candidates.extend(self.replicas.iter().filter(fit).map(offered));
+        let Some(choice) = self.balancer.choose(&self.candidates, now, random) else {
             session.retry_after = now.plus(RETRY_AFTER);
             return ReadTarget::Primary;
         };
-        match self.addresses.iter().find(|(node, _)| *node == choice.node) {
-            Some((node, address)) => ReadTarget::Replica(*node, address.clone()),
-            None => ReadTarget::Primary,
-        }
+        ReadTarget::Replica(choice.node)
     }
 
     /// The primary answered a question that was sent at `asked` or later (K-11). Nothing is known of another timeline.
@@ -165,10 +183,11 @@ impl Reads {
         session.memory.on_primary(&mut self.sampler);
     }
 
-    /// A read ended on a replica, or failed there.
-    pub fn on_replica(&mut self, session: &mut Reading, node: NodeId, began: Instant, level: Level, failed: bool) {
-        let now = self.now();
-        let took = Micros(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+    /// A read that ran on a replica in this time ended there, or failed.
+    pub fn on_replica(&mut self, session: &mut Reading, node: NodeId, ran: Range<Instant>, level: Level, failed: bool) {
+        let now = self.at(ran.end);
+        let took = ran.end.saturating_duration_since(ran.start).as_micros();
+        let took = Micros(u64::try_from(took).unwrap_or(u64::MAX));
         self.balancer.finished(node, took, failed, now);
         if let Some(replica) = self.replicas.iter().find(|replica| replica.node == node) {
             session.memory.on_replica(replica, level, now);

@@ -134,11 +134,11 @@ impl Server {
     }
 
     /// Makes it ready to be given away; `here` where it stays with this worker.
-    pub fn park(self, here: bool) -> Grant {
+    pub fn park(self: Box<Self>, here: bool) -> Grant {
         if here {
-            return Grant::Server(Parked::Here(Box::new(self)));
+            return Grant::Server(Parked::Here(self));
         }
-        let Server { stream, statements, settings, reported, key, life, born, used, slot, .. } = self;
+        let Server { stream, statements, settings, reported, key, life, born, used, slot, .. } = *self;
         let socket = match stream {
             Stream::Tcp(stream) => stream.into_std().map(Socket::Tcp),
             Stream::Unix(stream) => stream.into_std().map(Socket::Unix),
@@ -157,9 +157,9 @@ impl Server {
 
 impl Parked {
     /// Puts it on this worker's event loop. On failure its place in the budget.
-    pub fn unpark(self) -> Result<Server, Slot> {
+    pub fn unpark(self) -> Result<Box<Server>, Slot> {
         match self {
-            Parked::Here(server) => Ok(*server),
+            Parked::Here(server) => Ok(server),
             Parked::Moved(moved) => {
                 let Moved { socket, rest } = *moved;
                 let stream = match socket {
@@ -169,7 +169,9 @@ impl Parked {
                 let Rest { statements, settings, reported, key, life, born, used, slot } = rest;
                 let Ok(stream) = stream else { return Err(slot) };
                 let (inbox, outbox) = (Vec::new(), Vec::new());
-                Ok(Server { stream, inbox, outbox, statements, settings, reported, key, life, born, used, slot })
+                let server =
+                    Server { stream, inbox, outbox, statements, settings, reported, key, life, born, used, slot };
+                Ok(Box::new(server))
             }
         }
     }
@@ -210,7 +212,7 @@ impl From<io::Error> for ConnectError {
 }
 
 /// Connects and logs in.
-pub async fn connect(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Server, ConnectError> {
+pub async fn connect(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Box<Server>, ConnectError> {
     let writes = matches!(slot.pool().key.purpose, Purpose::Write(_));
     let mut server = connect_with(slot, config, proof, &[]).await?;
     if writes {
@@ -228,7 +230,7 @@ pub async fn connect_with(
     config: &Config,
     proof: Option<Proof>,
     parameters: &[(&str, &str)],
-) -> Result<Server, ConnectError> {
+) -> Result<Box<Server>, ConnectError> {
     let node = slot.pool().key.node.clone();
     match tokio::time::timeout(config.connect_timeout, login(slot, config, proof, parameters)).await {
         Ok(done) => done,
@@ -284,7 +286,7 @@ async fn login(
     config: &Config,
     proof: Option<Proof>,
     parameters: &[(&str, &str)],
-) -> Result<Server, ConnectError> {
+) -> Result<Box<Server>, ConnectError> {
     let key = slot.pool().key.clone();
     let mut stream = open(&key.node, &config.server_tls).await?;
     let mut out = Vec::new();
@@ -318,7 +320,7 @@ async fn login(
         }
     }
     let now = Instant::now();
-    Ok(Server {
+    Ok(Box::new(Server {
         stream,
         inbox: Vec::new(),
         outbox: Vec::new(),
@@ -330,7 +332,7 @@ async fn login(
         born: now,
         used: now,
         slot,
-    })
+    }))
 }
 
 /// A row of an answer, in text format.

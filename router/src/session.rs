@@ -6,6 +6,7 @@ mod pump;
 mod resolve;
 mod target;
 
+use crate::account::Account;
 use crate::config::PoolMode;
 use crate::exchange::Exchange;
 use crate::obtain::{self, Failure};
@@ -17,7 +18,6 @@ use crate::server::{CancelKey, Reported, Server};
 use crate::settings::Settings;
 use crate::stats::Stage;
 use crate::stream::Stream;
-use crate::topology::NodeAddr;
 use crate::worker::{CatalogEntry, Worker};
 use model::NodeId;
 use routing::consistency::{Ack, Memory};
@@ -38,11 +38,9 @@ pub struct ClientEntry {
     /// The process id that it was told.
     pub pid: u32,
     /// The secret that it was told.
-    pub secret: Vec<u8>,
-    /// Its user.
-    pub user: String,
-    /// Its database.
-    pub database: String,
+    pub secret: [u8; 4],
+    /// Its user and database.
+    pub account: Rc<Account>,
     /// When it logged in.
     pub since: Instant,
     /// What runs its statement now.
@@ -64,12 +62,11 @@ pub struct ClientEntry {
 
 impl ClientEntry {
     /// A client that runs nothing.
-    pub fn new(pid: u32, user: &str, database: &str) -> ClientEntry {
+    pub fn new(pid: u32, account: Rc<Account>) -> ClientEntry {
         ClientEntry {
             pid,
-            secret: crate::random::<4>().to_vec(),
-            user: user.to_owned(),
-            database: database.to_owned(),
+            secret: crate::random(),
+            account,
             since: Instant::now(),
             running: RefCell::default(),
             memory: Cell::default(),
@@ -137,12 +134,12 @@ pub struct Session {
     unread: bool,
     /// To be sent to the client.
     outbox: Vec<u8>,
-    server: Option<Server>,
+    server: Option<Box<Server>>,
     exchange: Exchange,
     statements: ClientStatements,
     mode: PoolMode,
-    /// The pool used last, and the news of the servers that it goes by.
-    pool: Option<(u64, Rc<Pool>)>,
+    /// The pool that the server was taken from, where it was taken without waiting.
+    pool: Option<Rc<Pool>>,
     /// How its texts are read.
     lexing: Lexing,
     catalog: Rc<CatalogEntry>,
@@ -167,7 +164,7 @@ pub struct Session {
     /// The request at hand is for the primary, whatever it looks like.
     primary_only: bool,
     /// What is waited for goes to this replica.
-    wanted: Option<(NodeId, NodeAddr)>,
+    wanted: Option<NodeId>,
     /// The length of the read that the attached replica was taken for.
     limit: Option<usize>,
     /// What follows is not for the replica that is attached.
@@ -178,6 +175,8 @@ pub struct Session {
     timed: Option<(Instant, Instant)>,
     /// The server that is attached was given the client's settings.
     settled: bool,
+    /// The time, as this turn knows it: read when bytes come and go, not at every use.
+    clock: Instant,
 }
 
 impl Session {
@@ -190,16 +189,17 @@ impl Session {
         reported: &Reported,
         mode: PoolMode,
     ) -> Session {
-        let catalog = worker.catalog(&entry.database);
+        let account = &entry.account;
+        let catalog = worker.catalog(&account.database);
         let now = Instant::now();
         let config = worker.config();
         if config.split && matches!(config.consistency, Level::Bounded(_)) && !worker.observing.replace(true) {
-            let (database, user) = (entry.database.clone(), entry.user.clone());
+            let (database, user) = (account.database.clone(), account.user.clone());
             tokio::task::spawn_local(reads::observe(worker.clone(), database, user));
         }
         if config.split && catalog.is_due(now) {
-            catalog.mark_read(now, &entry.user);
-            let (database, user) = (entry.database.clone(), entry.user.clone());
+            catalog.mark_read(now, &account.user);
+            let (database, user) = (account.database.clone(), account.user.clone());
             tokio::task::spawn_local(reads::load_catalog(worker.clone(), database, user));
         }
         Session {
@@ -232,11 +232,12 @@ impl Session {
             why: Reason::Control,
             timed: None,
             settled: false,
+            clock: now,
         }
     }
 
-    /// Serves the client until it leaves.
-    pub async fn run(mut self) {
+    /// Serves the client until it leaves. Boxed, for a task has room for every place that a value is moved through.
+    pub async fn run(mut self: Box<Self>) {
         loop {
             match std::future::poll_fn(|context| self.turn(context)).await {
                 Turn::Acquire => {
@@ -253,8 +254,9 @@ impl Session {
                     }
                 }
                 Turn::Position(ack) => {
-                    let (database, user) = (&self.entry.database, &self.entry.user);
-                    let found = Box::pin(reads::position(&self.worker, database, user, ack)).await;
+                    let account = &self.entry.account;
+                    let asked = reads::position(&self.worker, &account.database, &account.user, ack);
+                    let found = Box::pin(asked).await;
                     self.primary_only |= !found;
                 }
                 Turn::ServerLost(why) => match self.server_lost(&why) {
@@ -329,18 +331,18 @@ impl Session {
         .await;
     }
 
-    async fn acquire(&mut self) -> Result<Server, Failure> {
+    async fn acquire(&mut self) -> Result<Box<Server>, Failure> {
         let (worker, entry) = (self.worker.clone(), self.entry.clone());
         if let Some(until) = self.pause_until.take() {
             let mut news = worker.global.topology.subscribe();
             let _ = tokio::time::timeout_at(until.into(), news.changed()).await;
         }
         let wanted = self.wanted.take();
-        let wanted_copy = wanted.clone();
+        let account = &entry.account;
         let on_replica = async {
-            let (node, addr) = wanted?;
-            let pool = worker.replica_pool(&entry.database, &entry.user, addr);
-            match obtain::from_pool(&worker, &pool, &entry.user).await {
+            let node = wanted?;
+            let pool = account.replica(&worker, node)?;
+            match obtain::from_pool(&worker, &pool, &account.user).await {
                 Ok(server) => Some((node, server)),
                 // The primary can do all that a replica can.
                 Err(_) => None,
@@ -350,16 +352,16 @@ impl Session {
             if let Some((node, server)) = on_replica.await {
                 return Ok((Some(node), server));
             }
-            let find = || worker.primary_pool(&entry.database, &entry.user);
-            obtain::obtain(&worker, &entry.user, find).await.map(|server| (None, server))
+            let find = || account.primary(&worker);
+            obtain::obtain(&worker, &account.user, find).await.map(|server| (None, server))
         };
         let found = tokio::select! {
             biased;
             server = obtained => server,
             () = obtain::client_gone(&self.client) => Err(Failure::ClientGone),
         };
-        if let (Some((node, _)), Ok((None, _)) | Err(_)) = (&wanted_copy, &found) {
-            self.read_failed(*node);
+        if let (Some(node), Ok((None, _)) | Err(_)) = (wanted, &found) {
+            self.read_failed(node);
         }
         found.map(|(node, server)| {
             self.replica = node.map(|node| (node, Instant::now()));
@@ -369,11 +371,11 @@ impl Session {
 
     /// A replica that was chosen did not serve.
     fn read_failed(&mut self, node: NodeId) {
-        let level = self.worker.config().consistency;
-        self.worker.reads.borrow_mut().on_replica(&mut self.reading, node, Instant::now(), level, true);
+        let (level, now) = (self.worker.config().consistency, Instant::now());
+        self.worker.reads.borrow_mut().on_replica(&mut self.reading, node, now..now, level, true);
     }
 
-    fn attach(&mut self, server: Server) {
+    fn attach(&mut self, server: Box<Server>) {
         *self.entry.running.borrow_mut() = Some(server.key.clone());
         self.statements.unnamed_loaded = false;
         self.settled = false;
@@ -418,7 +420,10 @@ impl Session {
                 self.release_if_free();
             }
             match self.pump_client(context, &mut scratch) {
-                Ok(some) => moved |= some,
+                Ok(true) => moved = true,
+                // Both sides have been heard; a server that was given back has nothing more to say.
+                Ok(false) if self.server.is_none() && self.outbox.is_empty() => return Poll::Pending,
+                Ok(false) => {}
                 Err(turn) => return Poll::Ready(turn),
             }
             if !moved {
@@ -456,10 +461,9 @@ impl Session {
             self.entry.pins.borrow_mut().clear();
         }
         self.exchange.shrink();
-        let config = self.worker.global.config.load();
-        match &self.pool {
-            Some((_, pool)) if Arc::ptr_eq(&pool.shared, server.slot.pool()) => {
-                pool.put(server, &config, Instant::now())
+        match self.pool.take() {
+            Some(pool) if Arc::ptr_eq(&pool.shared, server.slot.pool()) => {
+                pool.put(server, &self.worker.global.config.load(), self.clock)
             }
             Some(_) | None => self.worker.put_back(server),
         }

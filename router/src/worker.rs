@@ -2,6 +2,7 @@
 //! here is locked; other threads speak to it by mail.
 
 use crate::Global;
+use crate::account::Account;
 use crate::admin::ClientRow;
 use crate::config::Config;
 use crate::login;
@@ -18,7 +19,7 @@ use model::Epoch;
 use routing::Catalog;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -111,6 +112,7 @@ pub struct Worker {
     waiters: Waiters,
     clients: RefCell<HashMap<u32, Rc<ClientEntry>>>,
     next_client: Cell<u32>,
+    accounts: RefCell<HashMap<(String, String), Weak<Account>>>,
     topology: RefCell<Arc<Topology>>,
     generation: Cell<u64>,
     proofs: RefCell<HashMap<String, Proof>>,
@@ -189,6 +191,7 @@ impl Worker {
             waiters: Waiters::default(),
             clients: RefCell::default(),
             next_client: Cell::new(1),
+            accounts: RefCell::default(),
             topology: RefCell::new(topology),
             generation: Cell::new(1),
             proofs: RefCell::default(),
@@ -291,6 +294,17 @@ impl Worker {
         self.pool(&PoolKey { database, user, node, purpose: Purpose::Read })
     }
 
+    /// What all clients of a user in a database share.
+    pub fn account(&self, database: &str, user: &str) -> Rc<Account> {
+        let mut accounts = self.accounts.borrow_mut();
+        let known = accounts.entry((database.to_owned(), user.to_owned())).or_default();
+        known.upgrade().unwrap_or_else(|| {
+            let made = Rc::new(Account::new(database, user));
+            *known = Rc::downgrade(&made);
+            made
+        })
+    }
+
     /// What is known of a database.
     pub fn catalog(&self, database: &str) -> Rc<CatalogEntry> {
         let mut catalogs = self.catalogs.borrow_mut();
@@ -309,8 +323,9 @@ impl Worker {
     }
 
     /// Gives a server back to the pool that it came from.
-    pub fn put_back(&self, server: crate::server::Server) {
-        let pool = self.pool(&server.slot.pool().key.clone());
+    pub fn put_back(&self, server: Box<crate::server::Server>) {
+        let shared = server.slot.pool().clone();
+        let pool = self.pool(&shared.key);
         pool.put(server, &self.config(), Instant::now());
     }
 
@@ -396,7 +411,7 @@ impl Worker {
                 }
                 Mail::Cancel { client, secret } => {
                     let entry = self.clients.borrow().get(&(client & ((1 << CLIENT_BITS) - 1))).cloned();
-                    if let Some(entry) = entry.filter(|entry| entry.secret == secret) {
+                    if let Some(entry) = entry.filter(|entry| entry.secret[..] == secret[..]) {
                         tokio::task::spawn_local(crate::cancel::forward(self.clone(), entry));
                     }
                 }
@@ -461,7 +476,7 @@ impl Worker {
 
     /// Reads again what changed, also for clients that stay.
     fn read_catalogs(self: &Rc<Self>, now: Instant) {
-        let used = |database: &str| self.clients.borrow().values().any(|client| client.database == database);
+        let used = |database: &str| self.clients.borrow().values().any(|client| client.account.database == database);
         let known: Vec<_> = self.catalogs.borrow().iter().map(|(name, entry)| (name.clone(), entry.clone())).collect();
         for (database, entry) in known {
             let user = entry.user.borrow().clone();
@@ -479,6 +494,13 @@ impl Worker {
             if config.split {
                 self.read_catalogs(now);
             }
+            self.accounts.borrow_mut().retain(|_, account| match account.upgrade() {
+                Some(account) => {
+                    account.freshen(&self);
+                    true
+                }
+                None => false,
+            });
             let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
             for pool in pools {
                 let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -136,12 +136,13 @@ impl Exchange {
         let body = &bytes[HEADER_BYTES..];
         self.client_skip = head.total() - bytes.len();
         let here = at..at + bytes.len();
+        let judged = context.judged.take();
         match head.tag {
             b'Q' => {
                 self.ask_xid(context.server, server);
                 // A simple query destroys the unnamed statement.
                 context.client.forget_unnamed();
-                self.query(body, here, context, server);
+                self.query(body, judged, here, context, server);
             }
             b'F' => {
                 self.ask_xid(context.server, server);
@@ -191,12 +192,16 @@ impl Exchange {
         Ok(())
     }
 
-    fn query(&mut self, body: &[u8], here: Range<usize>, context: &mut Context<'_>, server: &mut Out) {
+    fn query(
+        &mut self,
+        body: &[u8],
+        judged: Option<Route>,
+        here: Range<usize>,
+        context: &mut Context<'_>,
+        server: &mut Out,
+    ) {
         // A text that is too long to be collected is judged by what can be seen of it, which is never enough to be sure.
-        let route = match frontend::query(body) {
-            Ok(sql) => context.judge.route(sql),
-            Err(_) => context.judge.route(body),
-        };
+        let route = judged.unwrap_or_else(|| context.judge.route(frontend::query(body).unwrap_or(body)));
         let effects = !route.effects.is_empty();
         self.note_sent(&route);
         self.note(route.class);

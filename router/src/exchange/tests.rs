@@ -34,8 +34,13 @@ impl Wire {
         for piece in pieces(bytes, sizes) {
             kept.extend_from_slice(piece);
             let (mut server, mut client) = (Out::default(), Out::default());
-            let mut context =
-                Context { client: &mut self.client, server: &mut self.server, interner: &mut self.interner, judge };
+            let mut context = Context {
+                client: &mut self.client,
+                server: &mut self.server,
+                interner: &mut self.interner,
+                judge,
+                judged: None,
+            };
             let (used, _) = self.exchange.client_bytes(&kept, &mut context, &mut server, &mut client)?;
             server.copy_rest(&kept, 0, &mut self.to_server);
             client.copy_rest(&[], 0, &mut self.to_client);

@@ -99,7 +99,7 @@ impl Session {
         entry.waits.set(Some(Instant::now()));
         let found = tokio::select! {
             biased;
-            found = resolve::resolve(&worker, &entry.database, &entry.user, doubt) => Some(found),
+            found = resolve::resolve(&worker, &entry.account, doubt) => Some(found),
             () = crate::obtain::client_gone(&self.client) => None,
         };
         entry.waits.set(None);
@@ -172,7 +172,6 @@ impl Session {
         self.inbox = std::mem::take(&mut self.kept);
         self.inbox.extend_from_slice(&rest);
         self.unread = true;
-        self.pool = None;
     }
 
     /// Answers everything that is due with an error; `in_transaction` where the client has to end its transaction first.

@@ -39,7 +39,8 @@ impl Session {
             Poll::Ready(Ok(read)) => read,
             Poll::Ready(Err(error)) => return Err(lost(error)),
         };
-        let heard = self.timed.map(|_| Instant::now());
+        let heard = Instant::now();
+        self.clock = heard;
         scratch.input[..kept].copy_from_slice(&server.inbox);
         server.inbox.clear();
         let input = &scratch.input[..kept + read];
@@ -56,13 +57,14 @@ impl Session {
                 return Err(Turn::ServerLost(desync.0));
             }
         }
-        if let (Some((began, sent)), Some(heard)) = (self.timed, heard)
+        if let Some((began, sent)) = self.timed
             && self.exchange.quiet()
         {
             self.timed = None;
+            self.clock = Instant::now();
             let stats = self.worker.stats();
             stats.took(Stage::Server, heard.duration_since(sent));
-            stats.took(Stage::Router, sent.duration_since(began) + heard.elapsed());
+            stats.took(Stage::Router, sent.duration_since(began) + self.clock.duration_since(heard));
         }
         self.after_answers()?;
         Ok(true)
@@ -139,13 +141,14 @@ impl Session {
         let input = &input[..kept + read];
         to_server.clear();
         to_client.clear();
-        if self.server.is_none() && !self.take_server(input)? {
+        let (began, mut judged) = (Instant::now(), None);
+        self.clock = began;
+        if self.server.is_none() && !self.take_server(input, &mut judged)? {
             return Ok(true);
         }
-        let began = Instant::now();
         let (all, mut input) = (input, input);
         if self.replica.is_some() && !self.exchange.mid_request() {
-            match self.replica_share(all) {
+            match self.replica_share(all, &mut judged) {
                 Some(share) => input = &all[..share],
                 None => {
                     self.inbox.extend_from_slice(all);
@@ -174,7 +177,7 @@ impl Session {
         let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
         let (client, known) = (&mut self.statements, &mut server.statements);
         let mut interner = self.worker.interner.borrow_mut();
-        let mut reading = Reading { client, server: known, interner: &mut interner, judge };
+        let mut reading = Reading { client, server: known, interner: &mut interner, judge, judged };
         let begins = self.exchange.quiet().then_some(began);
         let done = self.exchange.client_bytes(input, &mut reading, to_server, to_client);
         drop(interner);
@@ -218,7 +221,12 @@ impl Session {
                 Some(sql)
             }
             None => {
-                self.exchange.state_mut().share_settings(&server.settings);
+                // One copy is enough, and is compared faster: all go over to that of the lowest address.
+                if Arc::as_ptr(&server.settings) < Arc::as_ptr(settings) {
+                    self.exchange.state_mut().share_settings(&server.settings);
+                } else {
+                    server.settings = settings.clone();
+                }
                 None
             }
         }

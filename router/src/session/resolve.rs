@@ -1,6 +1,7 @@
 //! Finding out what became of a COMMIT whose answer was lost (F-12, 6.3): the primary is asked, once it is certain which
 //! one that is. `routing::outcome` decides what its answer means.
 
+use crate::account::Account;
 use crate::obtain;
 use crate::pool::Purpose;
 use crate::server::{self, ConnectError, Server};
@@ -19,10 +20,10 @@ const CONFIRM_SQL: &str = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL syn
     SELECT pg_catalog.pg_logical_emit_message(true, 'stemma', ''); COMMIT";
 
 /// What became of it. Waits for a primary as long as statements are held.
-pub(super) async fn resolve(worker: &Rc<Worker>, database: &str, user: &str, doubt: &InDoubt) -> Outcome {
+pub(super) async fn resolve(worker: &Rc<Worker>, account: &Account, doubt: &InDoubt) -> Outcome {
     let deadline = (Instant::now() + worker.config().hold_max).into();
     loop {
-        match timeout_at(deadline, look(worker, database, user, doubt)).await {
+        match timeout_at(deadline, look(worker, account, doubt)).await {
             Ok(Some(Outcome::Running) | None) => {}
             Ok(Some(found)) => return found,
             Err(_) => return Outcome::Unknown("no primary could be asked in time"),
@@ -35,8 +36,8 @@ pub(super) async fn resolve(worker: &Rc<Worker>, database: &str, user: &str, dou
 }
 
 /// One look; `None` where the primary could not be asked, or is another one by now.
-async fn look(worker: &Rc<Worker>, database: &str, user: &str, doubt: &InDoubt) -> Option<Outcome> {
-    let mut server = obtain::obtain(worker, user, || worker.primary_pool(database, user)).await.ok()?;
+async fn look(worker: &Rc<Worker>, account: &Account, doubt: &InDoubt) -> Option<Outcome> {
+    let mut server = obtain::obtain(worker, &account.user, || account.primary(worker)).await.ok()?;
     let Purpose::Write(epoch) = server.slot.pool().key.purpose else { return None };
     let says = says(&mut server, doubt.xid).await?;
     let topology = worker.topology();

@@ -3,37 +3,20 @@
 use super::{Session, Turn};
 use crate::config::PoolMode;
 use crate::exchange;
-use crate::pool::{Pool, Purpose};
+use crate::pool::Purpose;
 use crate::prepared::Judge;
 use crate::reads::ReadTarget;
 use crate::stats::Decision;
 use routing::route::Traced;
 use routing::{Class, Effect, Reason, Route};
 use std::cell::Cell;
-use std::rc::Rc;
-use std::time::Instant;
 use wire::frame::{HEADER_BYTES, client_header};
 use wire::frontend;
 
 impl Session {
-    /// The pool that the next statement is to be served from.
-    fn target(&mut self) -> Option<Rc<Pool>> {
-        if crate::admin::is_paused(&self.worker) {
-            return None;
-        }
-        let generation = self.worker.generation();
-        if let Some((known, pool)) = &self.pool
-            && *known == generation
-        {
-            return Some(pool.clone());
-        }
-        let pool = self.worker.primary_pool(&self.entry.database, &self.entry.user)?;
-        self.pool = Some((generation, pool.clone()));
-        Some(pool)
-    }
-
-    /// Takes a server for what the client sent. Whether there is one now; otherwise the bytes are kept.
-    pub(super) fn take_server(&mut self, input: &[u8]) -> Result<bool, Turn> {
+    /// Takes a server for what the client sent. Whether there is one now; otherwise the bytes are kept. What was found out
+    /// of the first message is left in `judged`.
+    pub(super) fn take_server(&mut self, input: &[u8], judged: &mut Option<Route>) -> Result<bool, Turn> {
         match exchange::first_message(input) {
             Err(malformed) => return Err(Turn::Malformed(malformed.0)),
             Ok(Some(b'X')) => return Err(Turn::End),
@@ -47,14 +30,17 @@ impl Session {
         }
         let free = match self.pause_until {
             Some(_) => None,
-            None => match self.read_target(input) {
-                ReadTarget::Primary => self.target().and_then(|pool| pool.take()),
-                ReadTarget::Replica(node, addr) => {
-                    let pool = self.worker.replica_pool(&self.entry.database, &self.entry.user, addr.clone());
-                    let server = pool.take();
+            None => match self.read_target(input, judged) {
+                ReadTarget::Primary => {
+                    self.pool = self.entry.account.primary(&self.worker);
+                    self.pool.as_ref().and_then(|pool| pool.take())
+                }
+                ReadTarget::Replica(node) => {
+                    self.pool = self.entry.account.replica(&self.worker, node);
+                    let server = self.pool.as_ref().and_then(|pool| pool.take());
                     match &server {
-                        Some(_) => self.replica = Some((node, Instant::now())),
-                        None => self.wanted = Some((node, addr)),
+                        Some(_) => self.replica = Some((node, self.clock)),
+                        None => self.wanted = Some(node),
                     }
                     server
                 }
@@ -79,7 +65,7 @@ impl Session {
     }
 
     /// Where the request at the front of `input` may be read.
-    fn read_target(&mut self, input: &[u8]) -> ReadTarget {
+    fn read_target(&mut self, input: &[u8], judged: &mut Option<Route>) -> ReadTarget {
         let config = self.worker.global.config.load();
         let split = config.split
             && !crate::admin::is_paused(&self.worker)
@@ -91,13 +77,13 @@ impl Session {
             return ReadTarget::Primary;
         }
         let why = Cell::new(Reason::Control);
-        self.limit = self.only_reads(input, &why);
+        self.limit = self.only_reads(input, &why, judged);
         self.why = why.get();
         if self.limit.is_none() {
             self.worker.stats().decided(Decision::Primary(self.why));
             return ReadTarget::Primary;
         }
-        let target = self.worker.reads.borrow_mut().target(&mut self.reading, &config);
+        let target = self.worker.reads.borrow_mut().target(&mut self.reading, &config, self.clock);
         match target {
             ReadTarget::Replica(..) => self.worker.stats().decided(Decision::Replica(self.why)),
             ReadTarget::Primary => self.worker.stats().decided(Decision::NoReplica),
@@ -108,7 +94,7 @@ impl Session {
     }
 
     /// How much of `input` a replica may be given now; `None` where it must be given up first.
-    pub(super) fn replica_share(&mut self, input: &[u8]) -> Option<usize> {
+    pub(super) fn replica_share(&mut self, input: &[u8], judged: &mut Option<Route>) -> Option<usize> {
         // One request after the other: what a request is for depends on where the one before it led.
         if !self.exchange.quiet() {
             return None;
@@ -118,13 +104,13 @@ impl Session {
         }
         match self.limit.take() {
             Some(limit) => Some(limit),
-            None => self.only_reads(input, &Cell::new(Reason::Control)),
+            None => self.only_reads(input, &Cell::new(Reason::Control), judged),
         }
     }
 
     /// The length of the request at the front of `input`, a query or a segment up to its Sync, where it is all there and
-    /// a replica may run it.
-    pub(super) fn only_reads(&self, input: &[u8], why: &Cell<Reason>) -> Option<usize> {
+    /// a replica may run it. The route of a query is left in `judged`: it need not be found twice.
+    fn only_reads(&self, input: &[u8], why: &Cell<Reason>, judged: &mut Option<Route>) -> Option<usize> {
         let catalog = self.catalog.get();
         let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
         let session = self.exchange.state().for_routing();
@@ -144,7 +130,14 @@ impl Session {
             let body = rest.get(HEADER_BYTES..head.total())?;
             let end = input.len() - rest.len() + head.total();
             let fit = match head.tag {
-                b'Q' => return frontend::query(body).is_ok_and(|sql| fits(&judge.route(sql))).then_some(end),
+                b'Q' => {
+                    let route = judge.route(frontend::query(body).ok()?);
+                    let fit = fits(&route);
+                    if rest.len() == input.len() {
+                        *judged = Some(route);
+                    }
+                    return fit.then_some(end);
+                }
                 b'S' => return Some(end),
                 b'P' => frontend::parse(body).is_ok_and(|parse| {
                     let fit = fits(&judge.route(parse.sql));
@@ -175,7 +168,10 @@ impl Session {
         }
         let mut reads = self.worker.reads.borrow_mut();
         match self.replica.take() {
-            Some((node, began)) => reads.on_replica(&mut self.reading, node, began, config.consistency, false),
+            Some((node, began)) => {
+                let ran = began..self.clock;
+                reads.on_replica(&mut self.reading, node, ran, config.consistency, false)
+            }
             None => reads.on_primary(&mut self.reading),
         }
         self.entry.memory.set(self.reading.memory());
