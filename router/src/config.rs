@@ -129,6 +129,8 @@ pub struct Config {
     pub consistency: routing::Level,
     /// Replicas that trail by more are not read.
     pub lag_max: model::LagBytes,
+    /// How long a read waits for a replica that has not replayed what its session wrote or saw, before the primary serves it.
+    pub read_wait: Duration,
     /// Who may use the admin console; empty is nobody.
     pub admins: Vec<String>,
 }
@@ -153,6 +155,7 @@ impl Default for Config {
             split: false,
             consistency: routing::Level::Session,
             lag_max: model::LagBytes(16 << 20),
+            read_wait: Duration::from_millis(10),
             admins: Vec::new(),
         }
     }

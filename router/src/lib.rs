@@ -15,6 +15,7 @@ pub mod obtain;
 pub mod out;
 pub mod pool;
 pub mod prepared;
+pub mod probe;
 pub mod reads;
 pub mod refusal;
 pub mod scram;

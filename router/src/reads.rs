@@ -8,7 +8,7 @@ use crate::topology::{NodeAddr, ReplicaUse, Topology};
 use crate::worker::Worker;
 use model::{LagBytes, Lsn, Millis, Moment, NodeId, ReplicaKind, Timeline};
 use routing::balance::{Micros, WEIGHT_DEFAULT};
-use routing::consistency::{Ack, Ask, Health, History, Memory, Need, Replica, Requirement, Sampler, eligible};
+use routing::consistency::{Ack, Ask, Health, History, Memory, Need, Replica, Requirement, Sampler, Why, eligible};
 use routing::token::{Point, rounded};
 use routing::{Balancer, Candidate, Catalog, Level, Policy};
 use std::ops::Range;
@@ -39,6 +39,10 @@ pub struct Reads {
     addresses: Vec<(NodeId, NodeAddr)>,
     balancer: Balancer,
     history: History,
+    /// Reads that wait for a replica to catch up.
+    pub waiting: usize,
+    /// Replicas that are asked meanwhile.
+    asked: Vec<NodeId>,
 }
 
 /// What one session remembers for its reads.
@@ -55,10 +59,23 @@ impl Reading {
     }
 }
 
+/// A replica for one read, and what a connection to it has to be good for.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    /// The replica.
+    pub node: NodeId,
+    /// It has replayed this.
+    floor: Option<Lsn>,
+    /// It is in the life in which the session read there until then.
+    seen: Option<Moment>,
+}
+
 /// Where a read goes.
 pub enum ReadTarget {
     /// To this replica.
-    Replica(NodeId),
+    Replica(Choice),
+    /// To a replica that has still to catch up: a moment is worth waiting.
+    Wait,
     /// To the primary.
     Primary,
     /// The primary's position is wanted first, behind this acknowledgement.
@@ -77,6 +94,8 @@ impl Reads {
             addresses: Vec::new(),
             balancer: Balancer::new(Policy::default()),
             history: History::default(),
+            waiting: 0,
+            asked: Vec::new(),
         };
         reads.told(topology);
         reads
@@ -113,7 +132,7 @@ impl Reads {
         for node in gone.into_iter().filter(|node| !topology.replicas.iter().any(|replica| replica.id == *node)) {
             self.balancer.leave(node);
         }
-        self.replicas.clear();
+        let before = std::mem::take(&mut self.replicas);
         self.addresses.clear();
         for replica in &topology.replicas {
             // Without a position there is nothing to hold a read against.
@@ -121,7 +140,7 @@ impl Reads {
             let age = replica.position_age.unwrap_or(Millis(u64::MAX / 2));
             self.balancer.join(replica.id, replica.site.clone(), WEIGHT_DEFAULT, now);
             self.addresses.push((replica.id, replica.addr.clone()));
-            self.replicas.push(Replica {
+            let mut told = Replica {
                 node: replica.id,
                 kind: match replica.usage {
                     ReplicaUse::Hot => ReplicaKind::Hot,
@@ -135,8 +154,44 @@ impl Reads {
                 position_taken_after: now.minus(Millis(age.0.saturating_add(AGE_MARGIN.0))),
                 safe_position: None,
                 lag: replica.lag_bytes.unwrap_or(LagBytes(u64::MAX)),
-            });
+            };
+            // What it was asked itself may be newer.
+            if let Some(known) = before.iter().find(|known| of_one_life(known, &told))
+                && known.position_taken_after > told.position_taken_after
+            {
+                (told.position, told.position_taken_after) = (known.position, known.position_taken_after);
+            }
+            self.replicas.push(told);
         }
+    }
+
+    /// A replica as it is known now.
+    pub fn replica(&self, node: NodeId) -> Option<Replica> {
+        self.replicas.iter().find(|replica| replica.node == node).copied()
+    }
+
+    /// A replica that was known like this answered what it was asked at `asked`.
+    pub fn probed(&mut self, known: &Replica, asked: Instant, replayed: Lsn) {
+        let asked = self.at(asked);
+        let Some(replica) = self.replicas.iter_mut().find(|replica| of_one_life(replica, known)) else { return };
+        if asked > replica.position_taken_after {
+            replica.position.lsn = replayed;
+            replica.position_taken_after = asked;
+        }
+    }
+
+    /// Replicas that serve reads and are not asked for their positions yet; from now on they count as asked.
+    pub fn unasked(&mut self) -> Vec<NodeId> {
+        let serves = |replica: &&Replica| replica.kind == ReplicaKind::Hot && replica.health == Health::Up;
+        let nodes = self.replicas.iter().filter(serves).map(|replica| replica.node);
+        let new: Vec<NodeId> = nodes.filter(|node| !self.asked.contains(node)).collect();
+        self.asked.extend(&new);
+        new
+    }
+
+    /// A replica is asked no more.
+    pub fn asked_enough(&mut self, node: NodeId) {
+        self.asked.retain(|asked| *asked != node);
     }
 
     /// Where the next read of a session goes.
@@ -145,24 +200,68 @@ impl Reads {
         if now < session.retry_after || self.replicas.is_empty() {
             return ReadTarget::Primary;
         }
-        let level = if unchecked() { Level::Eventual } else { config.consistency };
-        let requirement = match session.memory.need(level, &self.sampler, &self.replicas, now) {
+        let requirement = match self.requirement(session, config, now) {
             Need::Primary(_) => return ReadTarget::Primary,
             Need::Position(ack) => return ReadTarget::Position(ack),
-            Need::Replica(requirement) => {
-                Requirement { lag_max: config.lag_max, epoch: self.sampler.epoch(), ..requirement }
-            }
+            Need::Replica(requirement) => requirement,
         };
         let random = self.roll();
-        let fit = |replica: &&Replica| eligible(replica, &requirement, &self.history).is_ok();
-        let offered = |replica: &Replica| Candidate { node: replica.node, lag: replica.lag };
+        let mut waits = false;
         self.candidates.clear();
-        self.candidates.extend(self.replicas.iter().filter(fit).map(offered));
+        for replica in &self.replicas {
+            match eligible(replica, &requirement, &self.history) {
+                Ok(()) => self.candidates.push(Candidate { node: replica.node, lag: replica.lag }),
+                Err(why) => waits |= matches!(why, Why::Behind(_) | Why::ReadElsewhere),
+            }
+        }
         let Some(choice) = self.balancer.choose(&self.candidates, now, random) else {
+            if waits && self.candidates.is_empty() && !config.read_wait.is_zero() {
+                return ReadTarget::Wait;
+            }
             session.retry_after = now.plus(RETRY_AFTER);
             return ReadTarget::Primary;
         };
-        ReadTarget::Replica(choice.node)
+        let seen = requirement.only.and_then(|_| session.memory.unproven());
+        ReadTarget::Replica(Choice { node: choice.node, floor: requirement.floor.map(|floor| floor.lsn), seen })
+    }
+
+    fn requirement(&self, session: &mut Reading, config: &Config, now: Moment) -> Need {
+        let level = if unchecked() { Level::Eventual } else { config.consistency };
+        match session.memory.need(level, &self.sampler, &self.replicas, now) {
+            Need::Replica(requirement) => {
+                Need::Replica(Requirement { lag_max: config.lag_max, epoch: self.sampler.epoch(), ..requirement })
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a read that waits need wait no more: a replica may serve it, or none will.
+    pub fn would_serve(&mut self, session: &mut Reading, config: &Config) -> bool {
+        match self.requirement(session, config, self.now()) {
+            Need::Replica(wanted) => {
+                self.replicas.iter().any(|replica| eligible(replica, &wanted, &self.history).is_ok())
+            }
+            Need::Primary(_) | Need::Position(_) => true,
+        }
+    }
+
+    /// A read waited in vain: for a moment its session reads on the primary.
+    pub fn give_up(&self, session: &mut Reading) {
+        session.retry_after = self.now().plus(RETRY_AFTER);
+    }
+
+    /// Whether a connection, made at `born` when its server had replayed `birth`, leads to the server that the choice was made for, and not to one that has come back from a
+    /// crash since, behind what it has shown.
+    pub fn vouches(&self, choice: &Choice, born: Instant, birth: Option<Lsn>) -> bool {
+        let born = self.at(born);
+        let known = self.replica(choice.node).is_some_and(|replica| replica.position_taken_after >= born);
+        let replayed = |floor| known || birth.is_some_and(|birth| birth >= floor);
+        choice.floor.is_none_or(replayed) && choice.seen.is_none_or(|seen| born <= seen)
+    }
+
+    /// A replica that was chosen is not read after all, for no fault of its own.
+    pub fn withdrawn(&mut self, node: NodeId) {
+        self.balancer.withdrawn(node);
     }
 
     /// The primary answered a question that was sent at `asked` or later (K-11). Nothing is known of another timeline.
@@ -196,6 +295,12 @@ impl Reads {
             session.memory.on_primary(&mut self.sampler);
         }
     }
+}
+
+/// Whether both are one server on one timeline, between two restarts of it.
+fn of_one_life(one: &Replica, other: &Replica) -> bool {
+    let life = |it: &Replica| (it.node, it.incarnation, it.epoch, it.position.timeline);
+    life(one) == life(other)
 }
 
 /// Whether reads go to replicas without a look at positions: for the test that proves that such a thing would be seen.
@@ -319,5 +424,84 @@ pub async fn load_catalog(worker: Rc<Worker>, database: String, user: String) {
         Ok(None) | Err(_) => {
             tracing::warn!(database, "the catalogue could not be read: all statements go to the primary")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology;
+
+    const NODE: NodeId = NodeId(2);
+
+    fn told(replayed: u64, incarnation: u64) -> Topology {
+        let replica = topology::Replica {
+            id: NODE,
+            name: "n2".into(),
+            addr: NodeAddr::tcp("db2", 5432),
+            usage: ReplicaUse::Hot,
+            site: None,
+            healthy: true,
+            replayed: Some(Lsn(replayed)),
+            timeline: Some(Timeline(1)),
+            position_age: Some(Millis(0)),
+            incarnation,
+            lag_bytes: Some(LagBytes(0)),
+            lag: None,
+        };
+        Topology { replicas: vec![replica], ..Topology::default() }
+    }
+
+    fn position(reads: &Reads) -> u64 {
+        reads.replica(NODE).expect("known").position.lsn.0
+    }
+
+    #[test]
+    fn an_answer_of_the_replica_is_kept_until_something_newer_is_told_or_its_server_restarts() {
+        let mut reads = Reads::new(&told(100, 1));
+        reads.began -= Duration::from_secs(60);
+        reads.told(&told(100, 1));
+        let known = reads.replica(NODE).expect("known");
+        reads.probed(&known, Instant::now(), Lsn(300));
+        assert_eq!(position(&reads), 300);
+        // Told now, but of some time before.
+        reads.told(&told(200, 1));
+        assert_eq!(position(&reads), 300);
+        // Another life begins where it begins; what the old one said counts no more, also where it is heard late.
+        reads.told(&told(50, 2));
+        assert_eq!(position(&reads), 50);
+        reads.probed(&known, Instant::now(), Lsn(400));
+        assert_eq!(position(&reads), 50);
+    }
+
+    #[test]
+    fn a_connection_to_a_server_that_came_back_from_a_crash_is_not_read_on() {
+        let mut reads = Reads::new(&told(100, 1));
+        reads.began -= Duration::from_secs(60);
+        reads.told(&told(100, 1));
+        let now = Instant::now();
+        let known = reads.replica(NODE).expect("known");
+        reads.probed(&known, now, Lsn(300));
+        let (before, after) = (now - Duration::from_millis(5), now + Duration::from_millis(5));
+        let behind = |floor| Choice { node: NODE, floor: Some(Lsn(floor)), seen: None };
+        assert!(reads.vouches(&behind(300), before, Some(Lsn(10))), "it lived when the server had come so far");
+        assert!(!reads.vouches(&behind(300), after, Some(Lsn(10))), "that may have been before a crash");
+        assert!(!reads.vouches(&behind(300), after, None));
+        assert!(reads.vouches(&behind(300), after, Some(Lsn(300))));
+        // The session read there, and where that stood is not known.
+        let again = Choice { node: NODE, floor: None, seen: Some(reads.at(now)) };
+        assert!(reads.vouches(&again, before, Some(Lsn(10))));
+        assert!(!reads.vouches(&again, after, Some(Lsn(1000))));
+        let anything = Choice { node: NODE, floor: None, seen: None };
+        assert!(reads.vouches(&anything, after, None));
+    }
+
+    #[test]
+    fn a_replica_is_asked_by_one_task_at_a_time() {
+        let mut reads = Reads::new(&told(100, 1));
+        assert_eq!(reads.unasked(), [NODE]);
+        assert_eq!(reads.unasked(), []);
+        reads.asked_enough(NODE);
+        assert_eq!(reads.unasked(), [NODE]);
     }
 }

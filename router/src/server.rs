@@ -3,11 +3,13 @@
 use crate::config::{Config, ServerTls};
 use crate::pool::{Grant, PoolKey, Purpose, Slot};
 use crate::prepared::ServerStatements;
+use crate::probe::REPLAYED_SQL;
 use crate::refusal::Refusal;
 use crate::scram::{self, Proof};
 use crate::settings::Settings;
 use crate::stream::Stream;
 use crate::topology::NodeAddr;
+use model::Lsn;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -58,6 +60,9 @@ pub struct Server {
     /// What changes when its server recovers from a crash, where it is a primary's: transaction numbers that were lost are
     /// given again then.
     pub life: Option<Arc<str>>,
+    /// What its server had replayed when it was made, where it is a replica's. One that recovers from a crash comes back
+    /// behind what it has shown, and ends all its connections: through this one nothing older is ever seen.
+    pub birth: Option<Lsn>,
     /// When it was made.
     pub born: Instant,
     /// When it was last used.
@@ -91,6 +96,7 @@ struct Rest {
     reported: Arc<Reported>,
     key: Arc<CancelKey>,
     life: Option<Arc<str>>,
+    birth: Option<Lsn>,
     born: Instant,
     used: Instant,
     slot: Slot,
@@ -138,7 +144,7 @@ impl Server {
         if here {
             return Grant::Server(Parked::Here(self));
         }
-        let Server { stream, statements, settings, reported, key, life, born, used, slot, .. } = *self;
+        let Server { stream, statements, settings, reported, key, life, birth, born, used, slot, .. } = *self;
         let socket = match stream {
             Stream::Tcp(stream) => stream.into_std().map(Socket::Tcp),
             Stream::Unix(stream) => stream.into_std().map(Socket::Unix),
@@ -147,7 +153,7 @@ impl Server {
         };
         match socket {
             Ok(socket) => {
-                let rest = Rest { statements, settings, reported, key, life, born, used, slot };
+                let rest = Rest { statements, settings, reported, key, life, birth, born, used, slot };
                 Grant::Server(Parked::Moved(Box::new(Moved { socket, rest })))
             }
             Err(_) => Grant::Connect(slot),
@@ -166,11 +172,23 @@ impl Parked {
                     Socket::Tcp(socket) => TcpStream::from_std(socket).map(Stream::Tcp),
                     Socket::Unix(socket) => UnixStream::from_std(socket).map(Stream::Unix),
                 };
-                let Rest { statements, settings, reported, key, life, born, used, slot } = rest;
+                let Rest { statements, settings, reported, key, life, birth, born, used, slot } = rest;
                 let Ok(stream) = stream else { return Err(slot) };
                 let (inbox, outbox) = (Vec::new(), Vec::new());
-                let server =
-                    Server { stream, inbox, outbox, statements, settings, reported, key, life, born, used, slot };
+                let server = Server {
+                    stream,
+                    inbox,
+                    outbox,
+                    statements,
+                    settings,
+                    reported,
+                    key,
+                    life,
+                    birth,
+                    born,
+                    used,
+                    slot,
+                };
                 Ok(Box::new(server))
             }
         }
@@ -213,13 +231,19 @@ impl From<io::Error> for ConnectError {
 
 /// Connects and logs in.
 pub async fn connect(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Box<Server>, ConnectError> {
-    let writes = matches!(slot.pool().key.purpose, Purpose::Write(_));
+    let purpose = slot.pool().key.purpose;
     let mut server = connect_with(slot, config, proof, &[]).await?;
-    if writes {
-        // One question per connection: what it tells cannot change while the connection lives.
-        let asked = tokio::time::timeout(config.connect_timeout, ask(&mut server, LIFE_SQL));
-        let rows = asked.await.map_err(|_| ConnectError::Unreachable("the server did not answer in time".into()))??;
-        server.life = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten()).map(Arc::from);
+    // One question per connection: what it tells holds while the connection lives.
+    let question = match purpose {
+        Purpose::Write(_) => LIFE_SQL,
+        Purpose::Read => REPLAYED_SQL,
+    };
+    let asked = tokio::time::timeout(config.connect_timeout, ask(&mut server, question));
+    let rows = asked.await.map_err(|_| ConnectError::Unreachable("the server did not answer in time".into()))??;
+    let told = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+    match purpose {
+        Purpose::Write(_) => server.life = told.map(Arc::from),
+        Purpose::Read => server.birth = told.and_then(|text| text.parse().ok()),
     }
     Ok(server)
 }
@@ -329,6 +353,7 @@ async fn login(
         reported: Arc::new(reported),
         key: Arc::new(cancel_key),
         life: None,
+        birth: None,
         born: now,
         used: now,
         slot,

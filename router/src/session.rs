@@ -12,7 +12,8 @@ use crate::exchange::Exchange;
 use crate::obtain::{self, Failure};
 use crate::pool::Pool;
 use crate::prepared::ClientStatements;
-use crate::reads::{self, Reading};
+use crate::probe;
+use crate::reads::{self, Choice, Reading};
 use crate::refusal::Refusal;
 use crate::server::{CancelKey, Reported, Server};
 use crate::settings::Settings;
@@ -101,6 +102,8 @@ enum Turn {
     Acquire,
     /// The client's next read needs a position of the primary.
     Position(Ack),
+    /// The client's next read is worth waiting for a replica that has still to catch up.
+    CatchUp,
     /// The server is gone, or spoke nonsense.
     ServerLost(String),
     /// The client is gone, or has said goodbye.
@@ -164,7 +167,7 @@ pub struct Session {
     /// The request at hand is for the primary, whatever it looks like.
     primary_only: bool,
     /// What is waited for goes to this replica.
-    wanted: Option<NodeId>,
+    wanted: Option<Choice>,
     /// The length of the read that the attached replica was taken for.
     limit: Option<usize>,
     /// What follows is not for the replica that is attached.
@@ -259,6 +262,13 @@ impl Session {
                     let found = Box::pin(asked).await;
                     self.primary_only |= !found;
                 }
+                Turn::CatchUp => {
+                    let (account, since) = (self.entry.account.clone(), Instant::now());
+                    self.entry.waits.set(Some(since));
+                    Box::pin(probe::caught_up(&self.worker, &account, &mut self.reading)).await;
+                    self.entry.waits.set(None);
+                    self.worker.stats().took(Stage::Queue, since.elapsed());
+                }
                 Turn::ServerLost(why) => match self.server_lost(&why) {
                     After::Kept => {}
                     After::Gone => {
@@ -339,11 +349,20 @@ impl Session {
         }
         let wanted = self.wanted.take();
         let account = &entry.account;
+        let unfit = Cell::new(false);
         let on_replica = async {
-            let node = wanted?;
-            let pool = account.replica(&worker, node)?;
+            let choice = wanted?;
+            let pool = account.replica(&worker, choice.node)?;
             match obtain::from_pool(&worker, &pool, &account.user).await {
-                Ok(server) => Some((node, server)),
+                Ok(server) if worker.reads.borrow().vouches(&choice, server.born, server.birth) => {
+                    Some((choice.node, server))
+                }
+                Ok(server) => {
+                    worker.put_back(server);
+                    worker.reads.borrow_mut().withdrawn(choice.node);
+                    unfit.set(true);
+                    None
+                }
                 // The primary can do all that a replica can.
                 Err(_) => None,
             }
@@ -360,8 +379,8 @@ impl Session {
             server = obtained => server,
             () = obtain::client_gone(&self.client) => Err(Failure::ClientGone),
         };
-        if let (Some(node), Ok((None, _)) | Err(_)) = (wanted, &found) {
-            self.read_failed(node);
+        if let (Some(choice), Ok((None, _)) | Err(_), false) = (wanted, &found, unfit.get()) {
+            self.read_failed(choice.node);
         }
         found.map(|(node, server)| {
             self.replica = node.map(|node| (node, Instant::now()));

@@ -187,6 +187,13 @@ impl Balancer {
         Some(Choice { node: seat.node, spilled: own && seat.site != self.policy.site, desperate })
     }
 
+    /// A read that was to be sent there is not sent after all.
+    pub fn withdrawn(&mut self, node: NodeId) {
+        if let Some(seat) = self.seats.iter_mut().find(|seat| seat.node == node) {
+            seat.in_flight = seat.in_flight.saturating_sub(1);
+        }
+    }
+
     /// A read ended. `failed` means by the replica's fault: no connection, a broken one, a time-out.
     pub fn finished(&mut self, node: NodeId, latency: Micros, failed: bool, now: Moment) {
         let (policy, ramp) = (self.policy.outlier, self.policy.ramp);

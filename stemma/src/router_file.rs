@@ -61,6 +61,11 @@ pub const KEYS: &[KeyDoc] = &[
         "What a read on a replica must see: `\"session\"` (what its session wrote and saw), `\"bounded:500ms\"` (all that was acknowledged so long before it began), `\"eventual\"`, or `\"strong\"` (always the primary).",
     ),
     key(
+        "router.read_wait",
+        "`\"10ms\"`",
+        "How long a read waits for a replica that has not replayed yet what its session wrote or saw, before the primary serves it; `\"0ms\"`: not at all.",
+    ),
+    key(
         "router.metrics",
         "none",
         "Address and port at which a router on its own answers `GET /metrics`. In a node its metrics are among the node's.",
@@ -101,6 +106,7 @@ pub struct Section {
     #[serde(default)]
     split: bool,
     consistency: Option<String>,
+    read_wait: Option<String>,
     metrics: Option<SocketAddr>,
     #[serde(default)]
     admins: Vec<String>,
@@ -191,6 +197,7 @@ impl Section {
             },
             split: self.split,
             consistency: self.consistency()?,
+            read_wait: span("read_wait", self.read_wait.as_deref(), defaults.read_wait)?,
             admins: self.admins.clone(),
             ..defaults
         })

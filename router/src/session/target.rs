@@ -5,7 +5,8 @@ use crate::config::PoolMode;
 use crate::exchange;
 use crate::pool::Purpose;
 use crate::prepared::Judge;
-use crate::reads::ReadTarget;
+use crate::reads::{Choice, ReadTarget};
+use crate::server::Server;
 use crate::stats::Decision;
 use routing::route::Traced;
 use routing::{Class, Effect, Reason, Route};
@@ -35,14 +36,11 @@ impl Session {
                     self.pool = self.entry.account.primary(&self.worker);
                     self.pool.as_ref().and_then(|pool| pool.take())
                 }
-                ReadTarget::Replica(node) => {
-                    self.pool = self.entry.account.replica(&self.worker, node);
-                    let server = self.pool.as_ref().and_then(|pool| pool.take());
-                    match &server {
-                        Some(_) => self.replica = Some((node, self.clock)),
-                        None => self.wanted = Some(node),
-                    }
-                    server
+                ReadTarget::Replica(choice) => self.take_replica(choice),
+                ReadTarget::Wait => {
+                    self.inbox.extend_from_slice(input);
+                    self.unread = true;
+                    return Err(Turn::CatchUp);
                 }
                 ReadTarget::Position(ack) => {
                     self.inbox.extend_from_slice(input);
@@ -60,6 +58,27 @@ impl Session {
                 self.inbox.extend_from_slice(input);
                 self.unread = true;
                 Err(Turn::Acquire)
+            }
+        }
+    }
+
+    /// A connection to the replica that was chosen, where one is idle; it is noted as wanted where not.
+    fn take_replica(&mut self, choice: Choice) -> Option<Box<Server>> {
+        self.pool = self.entry.account.replica(&self.worker, choice.node);
+        match self.pool.as_ref().and_then(|pool| pool.take()) {
+            Some(server) if self.worker.reads.borrow().vouches(&choice, server.born, server.birth) => {
+                self.replica = Some((choice.node, self.clock));
+                Some(server)
+            }
+            Some(server) => {
+                self.worker.put_back(server);
+                self.worker.reads.borrow_mut().withdrawn(choice.node);
+                self.pool = self.entry.account.primary(&self.worker);
+                self.pool.as_ref().and_then(|pool| pool.take())
+            }
+            None => {
+                self.wanted = Some(choice);
+                None
             }
         }
     }
@@ -88,7 +107,7 @@ impl Session {
             ReadTarget::Replica(..) => self.worker.stats().decided(Decision::Replica(self.why)),
             ReadTarget::Primary => self.worker.stats().decided(Decision::NoReplica),
             // It is decided anew once the position is known.
-            ReadTarget::Position(_) => {}
+            ReadTarget::Position(_) | ReadTarget::Wait => {}
         }
         target
     }

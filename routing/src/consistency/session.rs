@@ -232,6 +232,11 @@ impl Memory {
         self.floor = None;
     }
 
+    /// When the read on a replica ended whose position is not known yet.
+    pub fn unproven(&self) -> Option<Moment> {
+        self.sighting.map(|sighting| sighting.finished)
+    }
+
     /// Whether the primary did something for it whose position is unknown.
     pub fn is_dirty(&self) -> bool {
         self.dirty.is_some()

@@ -1,0 +1,71 @@
+//! Asking replicas how far they are while a read waits for one of them. What the nodes tell comes every few hundred
+//! milliseconds; a replica that is asked is found to have caught up within a few.
+
+use crate::account::Account;
+use crate::obtain;
+use crate::reads::Reading;
+use crate::server;
+use crate::worker::Worker;
+use model::{Lsn, NodeId};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::time::timeout_at;
+
+/// Between two questions to one replica.
+const AGAIN_AFTER: Duration = Duration::from_millis(2);
+/// What a replica is asked. Visible is what was replayed: the position is told only afterwards.
+pub const REPLAYED_SQL: &str = "SELECT pg_catalog.pg_last_wal_replay_lsn()";
+
+/// Counts a read that waits, for as long as it does.
+struct Waiting<'w>(&'w Worker);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.reads.borrow_mut().waiting -= 1;
+    }
+}
+
+/// Waits until a replica may serve the session's next read, at most as long as reads wait for that. In vain: for a moment
+/// its reads go to the primary without waiting.
+pub async fn caught_up(worker: &Rc<Worker>, account: &Rc<Account>, reading: &mut Reading) {
+    let config = worker.config();
+    let deadline = (Instant::now() + config.read_wait).into();
+    worker.reads.borrow_mut().waiting += 1;
+    let _waiting = Waiting(worker);
+    for node in worker.reads.borrow_mut().unasked() {
+        tokio::task::spawn_local(ask_again_and_again(worker.clone(), account.clone(), node));
+    }
+    loop {
+        let mut heard = std::pin::pin!(worker.positions.notified());
+        heard.as_mut().enable();
+        if worker.reads.borrow_mut().would_serve(reading, &config) {
+            return;
+        }
+        if timeout_at(deadline, heard).await.is_err() {
+            worker.reads.borrow().give_up(reading);
+            return;
+        }
+    }
+}
+
+/// Asks one replica for as long as somebody waits.
+async fn ask_again_and_again(worker: Rc<Worker>, account: Rc<Account>, node: NodeId) {
+    while worker.reads.borrow().waiting > 0 {
+        let Some(known) = worker.reads.borrow().replica(node) else { break };
+        let asked = Instant::now();
+        let limit = (asked + worker.config().connect_timeout).into();
+        let Ok(Some(replayed)) = timeout_at(limit, ask(&worker, &account, node)).await else { break };
+        worker.reads.borrow_mut().probed(&known, asked, replayed);
+        worker.positions.notify_waiters();
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+    worker.reads.borrow_mut().asked_enough(node);
+}
+
+async fn ask(worker: &Rc<Worker>, account: &Account, node: NodeId) -> Option<Lsn> {
+    let pool = account.replica(worker, node)?;
+    let mut server = obtain::from_pool(worker, &pool, &account.user).await.ok()?;
+    let rows = server::ask(&mut server, REPLAYED_SQL).await.ok()?;
+    worker.put_back(server);
+    rows.first()?.first()?.as_deref()?.parse().ok()
+}
