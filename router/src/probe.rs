@@ -32,7 +32,8 @@ pub async fn caught_up(worker: &Rc<Worker>, account: &Rc<Account>, reading: &mut
     let deadline = (Instant::now() + config.read_wait).into();
     worker.reads.borrow_mut().waiting += 1;
     let _waiting = Waiting(worker);
-    for node in worker.reads.borrow_mut().unasked() {
+    let unasked = worker.reads.borrow_mut().unasked();
+    for node in unasked {
         tokio::task::spawn_local(ask_again_and_again(worker.clone(), account.clone(), node));
     }
     loop {

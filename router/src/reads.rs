@@ -172,7 +172,8 @@ impl Reads {
 
     /// A replica that was known like this answered what it was asked at `asked`.
     pub fn probed(&mut self, known: &Replica, asked: Instant, replayed: Lsn) {
-        let asked = self.at(asked);
+        // A moment before, for moments are whole milliseconds: a read that ended in the same one may have ended later.
+        let asked = self.at(asked).minus(Millis(1));
         let Some(replica) = self.replicas.iter_mut().find(|replica| of_one_life(replica, known)) else { return };
         if asked > replica.position_taken_after {
             replica.position.lsn = replayed;
@@ -250,8 +251,8 @@ impl Reads {
         session.retry_after = self.now().plus(RETRY_AFTER);
     }
 
-    /// Whether a connection, made at `born` when its server had replayed `birth`, leads to the server that the choice was made for, and not to one that has come back from a
-    /// crash since, behind what it has shown.
+    /// Whether a connection, made at `born` when its server had replayed `birth`, leads to the server that the choice was
+    /// made for, and not to one that has come back from a crash since, behind what it has shown.
     pub fn vouches(&self, choice: &Choice, born: Instant, birth: Option<Lsn>) -> bool {
         let born = self.at(born);
         let known = self.replica(choice.node).is_some_and(|replica| replica.position_taken_after >= born);
@@ -467,6 +468,15 @@ mod tests {
         // Told now, but of some time before.
         reads.told(&told(200, 1));
         assert_eq!(position(&reads), 300);
+        // A session that read there in this very millisecond may have seen more than the answer tells.
+        let mut reading = Reading::default();
+        let now = Instant::now();
+        reads.on_replica(&mut reading, NODE, now..now, Level::Session, false);
+        let known = reads.replica(NODE).expect("known");
+        reads.probed(&known, now, Lsn(310));
+        assert_eq!(reads.point(reading.memory()), None);
+        reads.probed(&known, now + Duration::from_millis(2), Lsn(320));
+        assert_eq!(reads.point(reading.memory()).map(|point| point.lsn), Some(Lsn(320)));
         // Another life begins where it begins; what the old one said counts no more, also where it is heard late.
         reads.told(&told(50, 2));
         assert_eq!(position(&reads), 50);
