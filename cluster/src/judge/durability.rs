@@ -108,8 +108,12 @@ pub(crate) fn judge(scene: &Scene<'_>, replication: &Replication, standing: &Pri
         .filter_map(|voter| scene.state.members.get(voter))
         .map(|member| application_name(scene.salt, member))
         .collect();
+    // A rule that lists nobody has nobody take over, also where commits wait for nobody.
+    let fed = |member: &Member| replication.links.get(&member.id).is_some_and(|link| link.up);
+    let named = !rule.voters.is_empty() || !eligible(scene).any(fed);
     let in_force = server.as_ref().is_some_and(|waits| {
-        waits.acks == rule.acks
+        named
+            && waits.acks == rule.acks
             && (rule.acks == 0 || waits.any || waits.acks as usize == waits.names.len())
             && (rule.acks == 0 || waits.names == voter_names)
     });

@@ -575,6 +575,21 @@ fn a_keeper_that_answers_without_looking_is_not_healthy() {
 }
 
 #[test]
+fn a_cluster_is_being_built_while_its_rule_names_nobody_who_may_take_over() {
+    let mut named = state(3);
+    (named.rule.acks, named.rule.recruit_quorum, named.settings.commit_mode) = (0, 2, CommitMode::Async);
+    let mut nobody = named.clone();
+    nobody.rule.voters.clear();
+    for (state, verdict) in [(named, Verdict::Healthy), (nobody, Verdict::Forming)] {
+        let mut world = World::of(state);
+        // The server waits for nobody, as the mode asks.
+        world.facts(1).synchronous_standby_names = String::new();
+        let status = world.look();
+        assert_eq!((status.verdict, status.durability.in_force), (verdict, verdict == Verdict::Healthy), "{status:?}");
+    }
+}
+
+#[test]
 fn a_cluster_is_being_built_until_everybody_has_a_vote() {
     let mut world = World::new(3);
     assert_eq!(world.look().verdict, Verdict::Healthy);
