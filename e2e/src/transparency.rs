@@ -19,6 +19,9 @@ const THINK: Duration = Duration::from_millis(2);
 /// So many failovers of one cluster in an hour are not delayed.
 pub const FAILOVERS_FREE: usize = 3;
 
+/// A longer stall asks for an explanation.
+const STALL_EXPLAINED: Duration = Duration::from_secs(1);
+
 /// What is done to the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -278,7 +281,11 @@ pub async fn suffer(
             Fault::Crash => cluster.crash(&primary, "postgres").await,
         }
         load.goes_on(50).await;
-        tell(run, &primary, load.take_stall());
+        let stall = load.take_stall();
+        tell(run, &primary, stall);
+        if stall > STALL_EXPLAINED {
+            eprintln!("{}", cluster.run(&["explain", "last-failover"]).await.stdout);
+        }
     }
     whole(cluster).await;
 }

@@ -20,6 +20,8 @@ const AGE_MARGIN: Millis = Millis(1000);
 /// After a read for which no replica was far enough, the session reads on the primary for so long before it is tried
 /// again: positions do not come more often.
 const RETRY_AFTER: Millis = Millis(250);
+/// After a read that waited in vain: a replica that is slow for long costs a session a tenth of its time at most.
+const WAIT_AGAIN_AFTER: Millis = Millis(100);
 /// Between two looks at the primary's position for `bounded` reads.
 const OBSERVE_EVERY: Duration = Duration::from_millis(50);
 /// The primary's position, its timeline, and the size of a segment, for `rounded`.
@@ -248,7 +250,7 @@ impl Reads {
 
     /// A read waited in vain: for a moment its session reads on the primary.
     pub fn give_up(&self, session: &mut Reading) {
-        session.retry_after = self.now().plus(RETRY_AFTER);
+        session.retry_after = self.now().plus(WAIT_AGAIN_AFTER);
     }
 
     /// Whether a connection, made at `born` when its server had replayed `birth`, leads to the server that the choice was

@@ -5,12 +5,16 @@ use router::Topology;
 
 /// A primary with a standby, a router that splits, and a client that is known to be read for on the standby.
 async fn split() -> (Server, Server, Front) {
+    split_by(router::Config { split: true, ..config(4) }).await
+}
+
+async fn split_by(config: router::Config) -> (Server, Server, Front) {
     let primary = Server::new();
     primary.sql("CREATE TABLE t (a int)");
     primary.sql("CREATE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS $$ SELECT current_setting('transaction_read_only') $$");
     let standby = primary.standby();
     let topology = topology(&primary, &standby);
-    let front = Front::start(topology, router::Config { split: true, ..config(4) }).await;
+    let front = Front::start(topology, config).await;
     let client = front.client().await;
     // Until the functions are known, everything goes to the primary.
     let began = std::time::Instant::now();
@@ -83,7 +87,9 @@ async fn a_session_sees_what_it_wrote_while_the_replica_is_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_wrote_reads_on_the_replica_as_soon_as_that_has_caught_up() {
     const WRITES: usize = 30;
-    let (_primary, standby, front) = split().await;
+    // Longer than anybody would have it, for a machine that is busy with other tests.
+    let read_wait = std::time::Duration::from_secs(2);
+    let (_primary, standby, front) = split_by(router::Config { split: true, read_wait, ..config(4) }).await;
     let (writer, other) = (front.client().await, front.client().await);
     writer.batch_execute("CREATE TABLE others (a int)").await.expect("made");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
