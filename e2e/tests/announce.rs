@@ -45,11 +45,12 @@ fn primary(asked: &Node, nodes: &[Node], epoch: u64) -> usize {
     nodes.iter().position(|node| node.name == name).expect("a member")
 }
 
-/// What a hook does: says what it was given; and on a change of role never ends.
+/// What a hook does: says what it was given; and on a change of role never ends, in a place where it is found and ended with
+/// the world of the test: the keeper that would end it may be killed first.
 const HOOK: &str = "#!/bin/sh\n\
     echo \"$1 $2 $3 $4 epoch=$STEMMA_EPOCH node=$STEMMA_NODE primary=$STEMMA_PRIMARY old=$STEMMA_OLD_PRIMARY id=$STEMMA_FAILOVER_ID user=$(id -un)\" >> \"$1/hooks.log\"\n\
     echo \"port $STEMMA_PRIMARY_PORT\"\n\
-    if [ \"$2\" = on_role_change ]; then sleep 1000; fi\n";
+    if [ \"$2\" = on_role_change ]; then cd \"$1\"; sleep 1000; fi\n";
 
 #[test]
 fn hooks_are_told_and_one_that_hangs_holds_nothing_up() {
