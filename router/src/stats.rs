@@ -11,7 +11,7 @@ use std::time::Duration;
 /// A part of a request's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Waiting for a server connection: none is free, or statements are held.
+    /// Waiting for a server connection: none is free, statements are held, or a replica has still to catch up.
     Queue,
     /// In our own hands.
     Router,
