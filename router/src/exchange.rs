@@ -16,7 +16,7 @@ mod xid;
 pub use from_client::first_message;
 pub use local::{Answered, LocalContext};
 
-use crate::prepared::{ClientStatements, Interner, Judge, ServerStatements, Statement};
+use crate::prepared::{ClientStatements, Describing, Interner, Judge, Prepared, ServerStatements, Shape};
 use crate::settings::Settings;
 use crate::state::{Consequence, State};
 use routing::failover::{Request, Transaction};
@@ -63,9 +63,16 @@ enum Expect {
     Bind {
         /// The statement; 0 for the unnamed one, and for those that are not ours.
         id: u32,
+        /// What came of asking whether it is still what its client was told.
+        fit: Fit,
     },
     /// To a Describe.
-    Describe,
+    Describe(Described),
+    /// To a Describe of ours, by which a statement is compared with what its client was told: swallowed.
+    Check {
+        /// The statement; 0 for the unnamed one.
+        id: u32,
+    },
     /// To an Execute.
     Execute {
         /// Whether what it does is noted in `effects`.
@@ -79,6 +86,28 @@ enum Expect {
     CloseElided,
     /// No answer: the client has ended its copying here.
     CopyEnd,
+}
+
+/// Whether a client can read the rows of a statement by what it was told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    /// It can: the server described it so, or checks it by itself.
+    Told,
+    /// It was told nothing: whatever comes is described again.
+    Untold,
+    /// It cannot: the server is made to fail, and the client told why.
+    Stale,
+}
+
+/// What is described.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Described {
+    /// A portal, or a statement that is none of ours.
+    Other,
+    /// The unnamed statement with this number among those of its client.
+    Unnamed(u32),
+    /// The statement of this number; what its client calls by that name is the first of `asked`.
+    Named(u32),
 }
 
 /// The server said something that nobody asked for.
@@ -124,11 +153,27 @@ pub struct Exchange {
     /// Statements that the server does not know after all.
     failed_parses: Vec<u32>,
     /// Statements that the client closes, in the order of their answers.
-    closing: VecDeque<(Box<[u8]>, Rc<Statement>)>,
+    closing: VecDeque<(Box<[u8]>, Rc<Prepared>)>,
     /// Those of them that are not closed after all.
-    restored: Vec<(Box<[u8]>, Rc<Statement>)>,
+    restored: Vec<(Box<[u8]>, Rc<Prepared>)>,
     /// Statements whose tables changed so that they cannot be executed any more.
     outdated: Vec<u32>,
+    /// Statements that the server refuses to execute as it has them.
+    refused_plans: Vec<u32>,
+    /// Statements that the client wants described, in the order of their answers.
+    asked: VecDeque<Rc<Prepared>>,
+    /// Names that the request at hand gave.
+    made: Vec<Box<[u8]>>,
+    /// The description that is being read.
+    describing: Describing,
+    /// What the server described: statement and shape. For the unnamed one the number among those of its client.
+    shapes: Vec<(Described, Shape)>,
+    /// What came of our own Describe.
+    checked: Option<(u32, Shape)>,
+    /// The open segment holds nothing of the client yet, only our question.
+    leading: bool,
+    /// Another server may do what this one cannot.
+    elsewhere: bool,
     /// Extended messages were sent, and no Sync since.
     segment_open: bool,
     /// The server ignores everything up to the next Sync.
@@ -190,6 +235,8 @@ pub enum Refused {
     NeedsPrimary,
     /// Recovery was in the way; another replica may do it.
     Conflict,
+    /// It has the statement as it was before its tables changed; it may be prepared anew.
+    Replan,
 }
 
 impl Exchange {
@@ -203,6 +250,14 @@ impl Exchange {
             closing: VecDeque::new(),
             restored: Vec::new(),
             outdated: Vec::new(),
+            refused_plans: Vec::new(),
+            asked: VecDeque::new(),
+            made: Vec::new(),
+            describing: Describing::default(),
+            shapes: Vec::new(),
+            checked: None,
+            leading: false,
+            elsewhere: false,
             segment_open: false,
             ignoring: false,
             copy_in: false,
@@ -258,6 +313,11 @@ impl Exchange {
         self.may_retry = may;
     }
 
+    /// Whether another server may do what the attached one cannot.
+    pub fn set_elsewhere(&mut self, elsewhere: bool) {
+        self.elsewhere = elsewhere;
+    }
+
     /// Takes the refusal, once the server is done with the request.
     pub fn take_refused(&mut self) -> Option<Refused> {
         if self.ring.is_empty() && !self.segment_open { self.refused.take() } else { None }
@@ -265,8 +325,13 @@ impl Exchange {
 
     /// What was asked for and is not answered.
     pub fn unanswered(&self) -> Request {
-        let asked = self.ring.iter().any(|due| !matches!(due, Expect::Injected | Expect::Xid { .. }));
-        if !asked && !self.segment_open && (self.client_skip == 0 || self.discard) {
+        let ours = |due: &Expect| match due {
+            Expect::Injected | Expect::Xid { .. } => true,
+            Expect::Check { .. } | Expect::CloseInjected | Expect::Parse { wanted: false, .. } => self.leading,
+            _ => false,
+        };
+        let open = self.segment_open && !self.leading;
+        if self.ring.iter().all(ours) && !open && (self.client_skip == 0 || self.discard) {
             return Request::None;
         }
         let effects = || self.effects.iter().flat_map(|route| &route.effects).map(|traced| &traced.effect);
@@ -319,7 +384,7 @@ impl Exchange {
     /// How many ReadyForQuery the client waits for; and whether its last segment has not ended.
     pub fn due(&self) -> (usize, bool) {
         let ends = |due: &&Expect| matches!(due, Expect::Query { .. } | Expect::Function | Expect::Sync);
-        (self.ring.iter().filter(ends).count(), self.segment_open)
+        (self.ring.iter().filter(ends).count(), self.segment_open && !self.leading)
     }
 
     /// Whether nothing is due but the ends of statements and portals. Drivers send those by themselves and look at no answer:
@@ -338,7 +403,8 @@ impl Exchange {
             | Expect::Parse { wanted: true, .. }
             | Expect::Elided
             | Expect::Bind { .. }
-            | Expect::Describe
+            | Expect::Describe(_)
+            | Expect::Check { .. }
             | Expect::Execute { .. }
             | Expect::CopyEnd => false,
         };
@@ -367,12 +433,13 @@ impl Exchange {
                 Expect::Sync | Expect::Function => build::ready(client, b'I'),
                 Expect::Parse { wanted: true, .. } | Expect::Elided => build::parse_complete(client),
                 Expect::Bind { .. } => build::bind_complete(client),
-                Expect::Describe => build::no_data(client),
+                Expect::Describe(_) => build::no_data(client),
                 Expect::Execute { .. } => build::command_complete(client, tag),
                 Expect::Close | Expect::CloseElided => build::close_complete(client),
                 Expect::Injected
                 | Expect::Xid { .. }
                 | Expect::Parse { wanted: false, .. }
+                | Expect::Check { .. }
                 | Expect::CloseInjected
                 | Expect::CopyEnd => {}
             }
@@ -414,6 +481,11 @@ impl Exchange {
     /// Whether a segment of the extended protocol, a copying or a long message is under way.
     pub fn mid_request(&self) -> bool {
         self.segment_open || self.copy_in || self.streaming || self.client_skip > 0
+    }
+
+    /// Whether a segment of the extended protocol is under way, and the client's next byte begins a message.
+    pub fn mid_segment(&self) -> bool {
+        self.segment_open && self.client_skip == 0 && !self.streaming
     }
 
     /// Whether the client waits for nothing, so that a word of ours may be put in.
@@ -477,6 +549,8 @@ impl Exchange {
         self.settle(client, None);
         self.discard = self.client_skip > 0;
         self.segment_open = false;
+        self.leading = false;
+        self.checked = None;
         self.ignoring = false;
         self.copy_in = false;
         self.streaming = false;
@@ -496,7 +570,10 @@ impl Exchange {
     }
 
     /// The request begins again from its first byte.
-    pub fn rewind(&mut self) {
+    pub fn rewind(&mut self, client: &mut ClientStatements) {
+        for name in self.made.drain(..) {
+            client.remove(&name);
+        }
         self.client_skip = 0;
         self.discard = false;
     }
@@ -505,6 +582,9 @@ impl Exchange {
     pub fn shrink(&mut self) {
         if self.ring.capacity() > 16 {
             self.ring = VecDeque::new();
+        }
+        if self.made.capacity() > 16 {
+            self.made = Vec::new();
         }
     }
 
@@ -516,10 +596,27 @@ impl Exchange {
         if let Some(server) = server {
             for id in &self.failed_parses {
                 server.remove(*id);
+                if *id == 0 {
+                    server.forget_unnamed();
+                }
+            }
+            for (of, shape) in &self.shapes {
+                if let Described::Named(id) = of {
+                    server.described(*id, *shape);
+                }
+            }
+            for id in &self.refused_plans {
+                server.refuses(*id);
             }
         }
-        for (name, statement) in self.restored.drain(..) {
-            client.insert(&name, statement);
+        self.refused_plans.clear();
+        for (of, shape) in self.shapes.drain(..) {
+            if of == Described::Unnamed(client.unnamed_number()) {
+                client.unnamed_told = shape;
+            }
+        }
+        for (name, prepared) in self.restored.drain(..) {
+            client.restore(&name, prepared);
         }
         for id in self.outdated.drain(..) {
             client.outdate(id);
@@ -536,6 +633,8 @@ impl Exchange {
             || !self.failed_parses.is_empty()
             || !self.restored.is_empty()
             || !self.outdated.is_empty()
+            || !self.refused_plans.is_empty()
+            || !self.shapes.is_empty()
     }
 
     /// Takes out the first `count` expected answers, which will not come.
@@ -563,6 +662,9 @@ impl Exchange {
                     self.effects.pop_front();
                     self.parts_done = 0;
                 }
+                Some(Expect::Describe(Described::Named(_))) => {
+                    self.asked.pop_front();
+                }
                 Some(
                     Expect::Query { effects: false }
                     | Expect::Injected
@@ -570,7 +672,8 @@ impl Exchange {
                     | Expect::Function
                     | Expect::Sync
                     | Expect::Bind { .. }
-                    | Expect::Describe
+                    | Expect::Describe(_)
+                    | Expect::Check { .. }
                     | Expect::Execute { effects: false }
                     | Expect::Close
                     | Expect::CloseInjected

@@ -111,11 +111,12 @@ impl Global {
         self.clients.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Sends a cancel request to the worker that the key names.
-    pub fn cancel(&self, pid: u32, secret: Vec<u8>) {
-        if let Some(mailbox) = self.mail.get((pid >> 22) as usize) {
-            mailbox.post(Mail::Cancel { client: pid, secret });
-        }
+    /// Sends a cancel request to the worker that the key names; returns when the server has acted, or nobody will.
+    pub async fn cancel(&self, pid: u32, secret: Vec<u8>) {
+        let Some(mailbox) = self.mail.get((pid >> 22) as usize) else { return };
+        let (done, acted) = oneshot::channel();
+        mailbox.post(Mail::Cancel { client: pid, secret, done });
+        let _ = acted.await;
     }
 }
 

@@ -240,7 +240,9 @@ async fn opening(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Start, Out>
             },
             Opening::Gss => stream.write_all(b"N").await?,
             Opening::Cancel { pid, secret } => {
-                worker.global.cancel(pid, secret);
+                // As with a server: the connection ends once the request is dealt with, and what the client asks next is
+                // not hit by it.
+                worker.global.cancel(pid, secret).await;
                 return Err(Out::Gone);
             }
             Opening::Start(start) => return Ok(start),

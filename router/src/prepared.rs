@@ -7,10 +7,12 @@
 use routing::{Catalog, Lexing, Route};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
 use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU32, Ordering};
+use wire::frame::c_string;
 
 /// Statements that one server connection keeps before the least recently used is closed.
 const SERVER_STATEMENTS_MAX: usize = 200;
@@ -18,6 +20,41 @@ const SERVER_STATEMENTS_MAX: usize = 200;
 pub const GONE: &str = "__stemma_gone";
 /// What the names of our statements begin with.
 pub const PREFIX: &str = "__stemma_";
+
+/// What a statement takes and gives, as a server described it: types of its parameters, names and types of its columns.
+/// Two descriptions are the same if their digests are; 0 where there is none.
+///
+/// A server refuses to run a statement whose columns are not what they were when it was prepared, for its client reads
+/// rows by what it was told then. Where the statement is prepared anew on another server, nobody but us can know.
+pub type Shape = u64;
+
+/// Reads a description as it comes.
+#[derive(Clone, Debug, Default)]
+pub struct Describing(DefaultHasher);
+
+impl Describing {
+    /// The body of a ParameterDescription.
+    pub fn parameters(&mut self, body: &[u8]) {
+        self.0.write(body);
+    }
+
+    /// The body of a RowDescription. Which table a column is of does not count, nor the format of a portal.
+    pub fn columns(&mut self, body: &[u8]) {
+        let mut rest = body.get(2..).unwrap_or_default();
+        while let Ok((name, fields)) = c_string(rest)
+            && let Some((fields, behind)) = fields.split_at_checked(18)
+        {
+            name.hash(&mut self.0);
+            fields[6..16].hash(&mut self.0);
+            rest = behind;
+        }
+    }
+
+    /// What was read.
+    pub fn shape(self) -> Shape {
+        self.0.finish().max(1)
+    }
+}
 
 /// A definition that some client of this worker has prepared.
 #[derive(Debug)]
@@ -28,6 +65,8 @@ pub struct Statement {
     pub definition: Box<[u8]>,
     /// How its text is read.
     pub lexing: Lexing,
+    /// By which settings its names are looked up.
+    scope: Box<str>,
     /// Its tables changed so that servers refuse to execute it: whoever prepares the same text anew gets a new one
     /// (rule P-6). Those who have it keep it, for they believe to know its columns.
     outdated: Cell<bool>,
@@ -77,6 +116,7 @@ impl Statement {
 }
 
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
+static NEXT_TOKEN: AtomicU32 = AtomicU32::new(1);
 
 /// All definitions of one worker, each held by the clients that use it.
 #[derive(Default)]
@@ -87,9 +127,9 @@ pub struct Interner {
 }
 
 impl Interner {
-    /// The statement with this definition.
-    pub fn intern(&mut self, definition: &[u8], judge: &Judge<'_>) -> Rc<Statement> {
-        let hash = self.hasher.hash_one(definition);
+    /// The statement with this definition, prepared under settings of this scope.
+    pub fn intern(&mut self, definition: &[u8], scope: &str, judge: &Judge<'_>) -> Rc<Statement> {
+        let hash = self.hasher.hash_one((definition, scope));
         if self.known.len() >= self.sweep_at {
             self.known.retain(|_, list| {
                 list.retain(|weak| weak.strong_count() > 0);
@@ -99,7 +139,10 @@ impl Interner {
         }
         let list = self.known.entry(hash).or_default();
         let same = |known: &Rc<Statement>| {
-            *known.definition == *definition && known.lexing == judge.lexing && !known.outdated.get()
+            *known.definition == *definition
+                && *known.scope == *scope
+                && known.lexing == judge.lexing
+                && !known.outdated.get()
         };
         if let Some(found) = list.iter().filter_map(Weak::upgrade).find(same) {
             return found;
@@ -109,6 +152,7 @@ impl Interner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             definition: definition.to_vec().into(),
             lexing: judge.lexing,
+            scope: scope.into(),
             outdated: Cell::new(false),
             route: RefCell::new((judge.generation, Rc::new(judge.route(sql)))),
         });
@@ -117,10 +161,25 @@ impl Interner {
     }
 }
 
+/// What a client's name stands for.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The definition.
+    pub statement: Rc<Statement>,
+    /// What the client was told of it.
+    pub told: Cell<Shape>,
+}
+
 /// What one client has prepared.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    named: HashMap<Box<[u8]>, Rc<Statement>>,
+    named: HashMap<Box<[u8]>, Rc<Prepared>>,
+    /// Stands for this client where servers have its unnamed statement; 0 before the first.
+    token: u32,
+    /// The unnamed statements that it has had.
+    unnamed_count: u32,
+    /// What the client was told of the unnamed statement.
+    pub unnamed_told: Shape,
     /// The definition of the unnamed statement.
     pub unnamed: Option<Vec<u8>>,
     /// What it does to the session, where it does anything.
@@ -134,25 +193,55 @@ pub struct ClientStatements {
 impl ClientStatements {
     /// The statement of this name.
     pub fn get(&self, name: &[u8]) -> Option<&Rc<Statement>> {
+        self.named.get(name).map(|known| &known.statement)
+    }
+    /// What this name stands for.
+    pub fn prepared(&self, name: &[u8]) -> Option<&Rc<Prepared>> {
         self.named.get(name)
     }
     /// Gives a statement its name.
     pub fn insert(&mut self, name: &[u8], statement: Rc<Statement>) {
-        self.named.insert(name.into(), statement);
+        self.restore(name, Rc::new(Prepared { statement, told: Cell::new(0) }));
+    }
+    /// Gives back what `take` took.
+    pub fn restore(&mut self, name: &[u8], prepared: Rc<Prepared>) {
+        self.named.insert(name.into(), prepared);
     }
     /// Forgets a name; what it stood for.
-    pub fn take(&mut self, name: &[u8]) -> Option<Rc<Statement>> {
+    pub fn take(&mut self, name: &[u8]) -> Option<Rc<Prepared>> {
         self.named.remove(name)
     }
-    /// Forgets a name; whether it was known.
-    pub fn remove(&mut self, name: &[u8]) -> bool {
-        self.named.remove(name).is_some()
+    /// Forgets a name.
+    pub fn remove(&mut self, name: &[u8]) {
+        self.named.remove(name);
     }
     /// Servers refuse to execute this statement.
     pub fn outdate(&self, id: u32) {
-        for statement in self.named.values().filter(|statement| statement.id == id) {
-            statement.outdated.set(true);
+        for known in self.named.values().filter(|known| known.statement.id == id) {
+            known.statement.outdated.set(true);
         }
+    }
+    /// There is a new unnamed statement, of which nothing was told yet.
+    pub fn new_unnamed(&mut self) {
+        if self.token == 0 {
+            self.token = NEXT_TOKEN.fetch_add(1, Ordering::Relaxed);
+        }
+        self.unnamed_count = self.unnamed_count.wrapping_add(1);
+        self.unnamed_told = 0;
+        self.unnamed_loaded = false;
+    }
+    /// The server that is attached was given the unnamed statement.
+    pub fn unnamed_sent(&mut self, server: &mut ServerStatements) {
+        server.unnamed = (self.token, self.unnamed_count);
+        self.unnamed_loaded = true;
+    }
+    /// The number of the unnamed statement among those that there were.
+    pub fn unnamed_number(&self) -> u32 {
+        self.unnamed_count
+    }
+    /// This server is attached now. It may have the unnamed statement from before.
+    pub fn attached(&mut self, server: &ServerStatements) {
+        self.unnamed_loaded = self.token != 0 && server.unnamed == (self.token, self.unnamed_count);
     }
     /// Forgets everything (`DEALLOCATE ALL`, `DISCARD ALL`).
     pub fn clear(&mut self) {
@@ -164,6 +253,7 @@ impl ClientStatements {
         self.unnamed = None;
         self.unnamed_route = None;
         self.unnamed_loaded = false;
+        self.unnamed_told = 0;
     }
     /// How many names there are.
     pub fn len(&self) -> usize {
@@ -178,27 +268,52 @@ impl ClientStatements {
 /// What one server connection has prepared for us.
 #[derive(Debug, Default)]
 pub struct ServerStatements {
-    /// Number of the statement, and when it was last used.
-    known: HashMap<u32, u64>,
+    known: HashMap<u32, Known>,
     uses: u64,
+    /// Whose unnamed statement it has, and which; all 0 where that is not known.
+    unnamed: (u32, u32),
+}
+
+/// A statement that a server knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    used: u64,
+    /// How the server described it.
+    pub shape: Shape,
+    /// The catalogue's generation when it was prepared.
+    pub generation: u64,
+    /// The server refuses to run it.
+    pub refused: bool,
 }
 
 impl ServerStatements {
-    /// Notes a use; whether the server knows the statement.
-    pub fn touch(&mut self, id: u32) -> bool {
+    /// Notes a use; what is known of the statement.
+    pub fn touch(&mut self, id: u32) -> Option<Known> {
         self.uses += 1;
-        match self.known.get_mut(&id) {
-            Some(used) => {
-                *used = self.uses;
-                true
-            }
-            None => false,
-        }
+        let known = self.known.get_mut(&id)?;
+        known.used = self.uses;
+        Some(*known)
     }
     /// Notes that the server is being told.
-    pub fn insert(&mut self, id: u32) {
+    pub fn insert(&mut self, id: u32, generation: u64) {
         self.uses += 1;
-        self.known.insert(id, self.uses);
+        self.known.insert(id, Known { used: self.uses, shape: 0, generation, refused: false });
+    }
+    /// The server described it.
+    pub fn described(&mut self, id: u32, shape: Shape) {
+        if let Some(known) = self.known.get_mut(&id) {
+            known.shape = shape;
+        }
+    }
+    /// The server refuses to run it.
+    pub fn refuses(&mut self, id: u32) {
+        if let Some(known) = self.known.get_mut(&id) {
+            known.refused = true;
+        }
+    }
+    /// What it has for an unnamed statement is not known.
+    pub fn forget_unnamed(&mut self) {
+        self.unnamed = (0, 0);
     }
     /// The server does not know it after all.
     pub fn remove(&mut self, id: u32) {
@@ -207,6 +322,7 @@ impl ServerStatements {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.known.clear();
+        self.forget_unnamed();
     }
     /// How many there are.
     pub fn len(&self) -> usize {
@@ -221,7 +337,7 @@ impl ServerStatements {
         if self.known.len() < SERVER_STATEMENTS_MAX {
             return None;
         }
-        let oldest = self.known.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)?;
+        let oldest = self.known.iter().min_by_key(|(_, known)| known.used).map(|(id, _)| *id)?;
         self.known.remove(&oldest);
         Some(oldest)
     }
@@ -236,10 +352,13 @@ mod tests {
         let mut interner = Interner::default();
         let catalog = Catalog::cold();
         let judge = Judge { catalog: &catalog, generation: 0, lexing: Lexing::default() };
-        let first = interner.intern(b"SELECT 1\0\0\0", &judge);
-        let again = interner.intern(b"SELECT 1\0\0\0", &judge);
+        let first = interner.intern(b"SELECT 1\0\0\0", "", &judge);
+        let again = interner.intern(b"SELECT 1\0\0\0", "", &judge);
         assert!(Rc::ptr_eq(&first, &again));
-        assert_ne!(first.id, interner.intern(b"SELECT 1\0\0\x01\0\0\0\x17", &judge).id, "other types, other statement");
+        let typed = interner.intern(b"SELECT 1\0\0\x01\0\0\0\x17", "", &judge);
+        assert_ne!(first.id, typed.id, "other types, other statement");
+        let elsewhere = interner.intern(b"SELECT 1\0\0\0", "search_path='x';", &judge);
+        assert_ne!(first.id, elsewhere.id, "other tables, other statement");
         assert_eq!(first.sql(), b"SELECT 1");
     }
 
@@ -247,11 +366,11 @@ mod tests {
     fn the_least_recently_used_makes_room() {
         let mut server = ServerStatements::default();
         for id in 1..=SERVER_STATEMENTS_MAX as u32 {
-            server.insert(id);
+            server.insert(id, 0);
         }
-        assert!(server.touch(1));
+        assert!(server.touch(1).is_some());
         assert_eq!(server.evict(), Some(2));
         assert_eq!(server.evict(), None, "there is room now");
-        assert!(!server.touch(2));
+        assert_eq!(server.touch(2), None);
     }
 }

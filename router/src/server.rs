@@ -365,6 +365,8 @@ pub type Row = Vec<Option<String>>;
 
 /// Asks something of our own by a simple query: the rows of all its statements.
 pub async fn ask(server: &mut Server, sql: &str) -> Result<Vec<Row>, ConnectError> {
+    // A simple query destroys the unnamed statement.
+    server.statements.forget_unnamed();
     let mut out = Vec::new();
     build::query(&mut out, sql);
     server.stream.write_all(&out).await?;

@@ -9,7 +9,16 @@ const USER: &str = "session_authorization";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings(pub BTreeMap<String, String>);
 
+/// Settings by which names in a text are looked up: the same text means something else under others.
+const LOOKUP: [&str; 3] = ["search_path", "role", USER];
+
 impl Settings {
+    /// What decides which tables and functions the names in a text stand for; empty where that is up to the server.
+    pub fn scope(&self) -> String {
+        let set = LOOKUP.iter().filter_map(|name| self.0.get_key_value(*name));
+        set.map(|(name, value)| format!("{name}={value};")).collect()
+    }
+
     /// The statements that turn `from` into `self`; `None` where they are equal.
     pub fn difference(&self, from: &Settings) -> Option<String> {
         if self == from {

@@ -55,6 +55,8 @@ pub enum Mail {
         client: u32,
         /// What it was told.
         secret: Vec<u8>,
+        /// Dropped when the server has been asked, or is not to be.
+        done: oneshot::Sender<()>,
     },
     /// What this worker's clients do.
     Survey(oneshot::Sender<Vec<ClientRow>>),
@@ -409,10 +411,14 @@ impl Worker {
                         pool.lend();
                     }
                 }
-                Mail::Cancel { client, secret } => {
+                Mail::Cancel { client, secret, done } => {
                     let entry = self.clients.borrow().get(&(client & ((1 << CLIENT_BITS) - 1))).cloned();
                     if let Some(entry) = entry.filter(|entry| entry.secret[..] == secret[..]) {
-                        tokio::task::spawn_local(crate::cancel::forward(self.clone(), entry));
+                        let worker = self.clone();
+                        tokio::task::spawn_local(async move {
+                            crate::cancel::forward(worker, entry).await;
+                            drop(done);
+                        });
                     }
                 }
                 Mail::Survey(reply) => {

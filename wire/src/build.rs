@@ -116,6 +116,11 @@ pub fn sync(out: &mut Vec<u8>) {
     message(out, b'S', |_| {});
 }
 
+/// A Flush.
+pub fn flush(out: &mut Vec<u8>) {
+    message(out, b'H', |_| {});
+}
+
 /// A CopyFail.
 pub fn copy_fail(out: &mut Vec<u8>, reason: &str) {
     message(out, b'f', |out| text(out, reason.as_bytes()));

@@ -1,8 +1,8 @@
 //! The client's side: messages go on as they are, except that names of statements become the server's names.
 
-use super::{Context, Exchange, Expect, INSPECT_BYTES_MAX, Stop};
+use super::{Context, Described, Exchange, Expect, Fit, INSPECT_BYTES_MAX, Stop};
 use crate::out::Out;
-use crate::prepared::{ClientStatements, GONE, PREFIX};
+use crate::prepared::{ClientStatements, GONE, PREFIX, Prepared, Shape, Statement};
 use routing::{Class, Effect, Route};
 use std::ops::Range;
 use std::rc::Rc;
@@ -76,7 +76,11 @@ impl Exchange {
             if self.must_wait(head.tag, &rest[HEADER_BYTES..whole]) {
                 return Ok((at, Stop::Boundary));
             }
-            self.message(head, &rest[..whole], at, context, server, client)?;
+            if !self.message(head, &rest[..whole], at, context, server, client)? {
+                self.client_skip = 0;
+                return Ok((at, Stop::Boundary));
+            }
+            self.leading = false;
             at += whole;
         }
     }
@@ -124,6 +128,7 @@ impl Exchange {
         first.is_some_and(|first| self.ring.iter().skip(first).any(ends))
     }
 
+    /// Takes one message; `false` where it must be offered again once answers have come.
     fn message(
         &mut self,
         head: Header,
@@ -132,7 +137,7 @@ impl Exchange {
         context: &mut Context<'_>,
         server: &mut Out,
         client: &mut Out,
-    ) -> Result<(), Malformed> {
+    ) -> Result<bool, Malformed> {
         let body = &bytes[HEADER_BYTES..];
         self.client_skip = head.total() - bytes.len();
         let here = at..at + bytes.len();
@@ -142,6 +147,7 @@ impl Exchange {
                 self.ask_xid(context.server, server);
                 // A simple query destroys the unnamed statement.
                 context.client.forget_unnamed();
+                context.server.forget_unnamed();
                 self.query(body, judged, here, context, server);
             }
             b'F' => {
@@ -162,7 +168,7 @@ impl Exchange {
             }
             b'B' => {
                 self.ask_xid(context.server, server);
-                self.bind(body, head, here, context, server)?;
+                return self.bind(body, head, here, context, server);
             }
             b'D' => self.describe(body, here, context, server)?,
             b'C' => self.close(body, here, context, server)?,
@@ -189,7 +195,7 @@ impl Exchange {
             }
             _ => server.pass(here),
         }
-        Ok(())
+        Ok(true)
     }
 
     fn query(
@@ -287,6 +293,7 @@ impl Exchange {
     fn begins(&mut self) {
         if self.ring.is_empty() && !self.segment_open {
             self.answered = false;
+            self.made.clear();
         }
     }
 
@@ -318,6 +325,7 @@ impl Exchange {
         if self.client_skip > 0 {
             // An unnamed one that is too long to be kept: it serves as long as the server is attached.
             context.client.forget_unnamed();
+            context.server.forget_unnamed();
             context.client.unnamed_writes = true;
             context.client.unnamed_loaded = true;
             self.extended(Expect::Parse { id: 0, wanted: true, named: false });
@@ -338,7 +346,8 @@ impl Exchange {
                 false => kept.extend_from_slice(parse.definition),
             }
             let definition = if replaced { kept.clone() } else { Vec::new() };
-            context.client.unnamed_loaded = true;
+            context.client.new_unnamed();
+            context.client.unnamed_sent(context.server);
             context.client.unnamed_writes = route.class == Class::Write;
             context.client.unnamed_route = (!route.effects.is_empty()).then(|| Rc::new(route));
             self.extended(Expect::Parse { id: 0, wanted: true, named: false });
@@ -362,44 +371,98 @@ impl Exchange {
             self.extended(Expect::Parse { id: u32::MAX, wanted: true, named: false });
             return Ok(());
         }
-        let statement = context.interner.intern(parse.definition, &context.judge);
+        let statement = context.interner.intern(parse.definition, &self.state.settings().scope(), &context.judge);
         context.client.insert(parse.name, statement.clone());
         self.names.push_back(parse.name.into());
         let known = context.server.touch(statement.id);
+        // What the server has may be older than a change of its tables, which a new statement would show. Within a
+        // transaction it stays: to close it would close its portals.
+        let fresh = known.is_some_and(|known| {
+            let current = known.generation == context.judge.generation && !self.state.is_pinned();
+            !known.refused && (current || !self.at_rest())
+        });
         // In a failed transaction a Parse fails, so the server must see it.
-        if known && self.status != b'E' && !self.uncertain(statement.id, false) {
+        if fresh && self.status != b'E' && !self.uncertain(statement.id, false) {
             // Said before the next answer of the server: until then nothing was answered, and the request may be sent
             // again elsewhere.
             self.extended(Expect::Elided);
-            return Ok(());
+        } else {
+            self.tell(&statement, known.is_some(), true, context, server);
         }
-        self.make_room(context, server);
-        context.server.insert(statement.id);
-        let name = statement.server_name();
-        if known {
-            server.add(|own| build::close_statement(own, name.as_bytes()));
-            self.extended(Expect::CloseInjected);
-        }
-        server.add(|own| build::parse(own, name.as_bytes(), parse.definition));
-        self.extended(Expect::Parse { id: statement.id, wanted: true, named: true });
+        self.made.push(parse.name.into());
         Ok(())
     }
 
     /// Makes the server know a statement.
-    fn ensure(&mut self, statement: &crate::prepared::Statement, context: &mut Context<'_>, server: &mut Out) {
+    fn ensure(&mut self, statement: &Statement, context: &mut Context<'_>, server: &mut Out) {
         let known = context.server.touch(statement.id);
-        if known && !self.uncertain(statement.id, true) {
+        if known.is_some_and(|known| !known.refused) && !self.uncertain(statement.id, true) {
             return;
         }
+        self.tell(statement, known.is_some(), false, context, server);
+    }
+
+    /// Tells the server of a statement, in place of what it knows by that name. `wanted`: the client's own Parse.
+    fn tell(&mut self, statement: &Statement, known: bool, wanted: bool, context: &mut Context<'_>, server: &mut Out) {
         self.make_room(context, server);
-        context.server.insert(statement.id);
+        context.server.insert(statement.id, context.judge.generation);
         let name = statement.server_name();
         if known {
             server.add(|own| build::close_statement(own, name.as_bytes()));
             self.extended(Expect::CloseInjected);
         }
         server.add(|own| build::parse(own, name.as_bytes(), &statement.definition));
-        self.extended(Expect::Parse { id: statement.id, wanted: false, named: false });
+        self.extended(Expect::Parse { id: statement.id, wanted, named: wanted });
+    }
+
+    /// Whether a statement is on this server what its client was told on another. Where that is not known the server is
+    /// asked: `None` until it has answered.
+    fn fits(
+        &mut self,
+        name: &[u8],
+        prepared: Option<&Prepared>,
+        context: &mut Context<'_>,
+        server: &mut Out,
+    ) -> Option<Fit> {
+        let (id, told): (u32, Shape) = match prepared {
+            Some(prepared) => (prepared.statement.id, prepared.told.get()),
+            None if name.is_empty() => (0, context.client.unnamed_told),
+            None => return Some(Fit::Untold),
+        };
+        if self.ring.iter().any(|due| matches!(due, Expect::Check { .. })) {
+            return None;
+        }
+        if told == 0 {
+            return Some(Fit::Untold);
+        }
+        let checked = self.checked.take().filter(|(of, _)| *of == id).map(|(_, shape)| shape);
+        let known = prepared.and_then(|_| context.server.touch(id));
+        let is_so = match prepared {
+            Some(_) => known.is_some_and(|known| known.shape == told && !known.refused),
+            // The server compares by itself what it has had all the time.
+            None => checked.unwrap_or(told) == told && context.client.unnamed_loaded,
+        };
+        match checked {
+            _ if is_so => return Some(Fit::Told),
+            Some(_) => return Some(Fit::Stale),
+            None => {}
+        }
+        let leading = self.quiet();
+        match prepared {
+            Some(prepared) => {
+                self.tell(&prepared.statement, known.is_some(), false, context, server);
+                let name = prepared.statement.server_name();
+                server.add(|own| build::describe_statement(own, name.as_bytes()));
+            }
+            None => {
+                self.resolve(name, context, server);
+                server.add(|own| build::describe_statement(own, name));
+            }
+        }
+        self.extended(Expect::Check { id });
+        server.add(build::flush);
+        self.leading = leading;
+        None
     }
 
     /// Closes statements that were not used for long. Only between transactions: closing a statement closes its
@@ -424,7 +487,7 @@ impl Exchange {
             let Some(definition) = context.client.unnamed.take() else { return Some(NOBODY.to_vec()) };
             server.add(|own| build::parse(own, b"", &definition));
             context.client.unnamed = Some(definition);
-            context.client.unnamed_loaded = true;
+            context.client.unnamed_sent(context.server);
             self.extended(Expect::Parse { id: 0, wanted: false, named: false });
             return None;
         }
@@ -446,8 +509,19 @@ impl Exchange {
         here: Range<usize>,
         context: &mut Context<'_>,
         server: &mut Out,
-    ) -> Result<(), Malformed> {
+    ) -> Result<bool, Malformed> {
         let names = frontend::bind_head(body).ok_or(Malformed("a Bind whose names do not end"))?;
+        let prepared = match names.statement {
+            b"" => None,
+            name => context.client.prepared(name).cloned(),
+        };
+        let fit = match self.ignoring || self.status == b'E' {
+            true => Fit::Untold,
+            false => match self.fits(names.statement, prepared.as_deref(), context, server) {
+                Some(fit) => fit,
+                None => return Ok(false),
+            },
+        };
         self.note_portal(names.portal, names.statement, context);
         if !self.ignoring
             && names.statement.is_empty()
@@ -457,17 +531,27 @@ impl Exchange {
             self.segment_open = true;
             self.stand_in(server);
         }
-        let id = context.client.get(names.statement).map_or(0, |known| known.id);
-        if !self.ignoring
-            && let Some(name) = self.resolve(names.statement, context, server)
-        {
+        let id = prepared.as_ref().map_or(0, |prepared| prepared.statement.id);
+        let renamed = match (fit, &prepared) {
+            _ if self.ignoring => None,
+            (Fit::Stale, _) => {
+                // It is compared again, should it be bound again.
+                context.client.unnamed_loaded &= id != 0;
+                Some(NOBODY.to_vec())
+            }
+            (Fit::Told, Some(prepared)) if !self.uncertain(id, true) => {
+                Some(prepared.statement.server_name().into_bytes())
+            }
+            (Fit::Told | Fit::Untold, _) => self.resolve(names.statement, context, server),
+        };
+        if let Some(name) = renamed {
             server.add(|own| build::bind_head(own, names.portal, &name, head.body - names.bytes));
             server.pass(here.start + HEADER_BYTES + names.bytes..here.end);
         } else {
             server.pass(here);
         }
-        self.extended(Expect::Bind { id });
-        Ok(())
+        self.extended(Expect::Bind { id, fit });
+        Ok(true)
     }
 
     fn describe(
@@ -477,15 +561,27 @@ impl Exchange {
         context: &mut Context<'_>,
         server: &mut Out,
     ) -> Result<(), Malformed> {
+        let mut of = Described::Other;
         let renamed = match frontend::target(body)? {
-            Target::Statement(name) if !self.ignoring => self.resolve(name, context, server),
+            Target::Statement(name) if !self.ignoring => {
+                let renamed = self.resolve(name, context, server);
+                match context.client.prepared(name) {
+                    Some(prepared) => {
+                        of = Described::Named(prepared.statement.id);
+                        self.asked.push_back(prepared.clone());
+                    }
+                    None if name.is_empty() => of = Described::Unnamed(context.client.unnamed_number()),
+                    None => {}
+                }
+                renamed
+            }
             Target::Statement(_) | Target::Portal(_) => None,
         };
         match renamed {
             Some(name) => server.add(|own| build::describe_statement(own, &name)),
             None => server.pass(here),
         }
-        self.extended(Expect::Describe);
+        self.extended(Expect::Describe(of));
         Ok(())
     }
 
@@ -502,6 +598,7 @@ impl Exchange {
             Target::Statement(b"") => {
                 if self.ring.is_empty() && !self.segment_open {
                     context.client.forget_unnamed();
+                    context.server.forget_unnamed();
                     context.client.unnamed_loaded = true;
                 }
                 None

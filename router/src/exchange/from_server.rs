@@ -1,10 +1,13 @@
 //! The server's side: answers go on as they are, except those that the client did not ask for.
 
-use super::{Desync, Exchange, Expect, INSPECT_BYTES_MAX, Refused};
+use super::{Described, Desync, Exchange, Expect, Fit, INSPECT_BYTES_MAX, Refused};
 use crate::out::Out;
+use crate::prepared::Describing;
 use wire::frame::{HEADER_BYTES, c_string, header};
 use wire::{Header, backend, build};
 
+/// Longest description of a statement's columns that is read: more than 1,600 columns, which is all that a table can have.
+const DESCRIPTION_BYTES_MAX: usize = 1 << 20;
 /// Where servers say that a statement's columns are not what they were when it was prepared.
 const PLAN_CHECK: &str = "RevalidateCachedQuery";
 
@@ -26,6 +29,25 @@ fn routine(mut body: &[u8]) -> Option<&str> {
         body = rest;
     }
     None
+}
+
+/// What PostgreSQL says of a statement whose columns changed; drivers know it by these fields, and prepare it anew.
+fn cannot_be_read(own: &mut Vec<u8>) {
+    build::message(own, b'E', |out| {
+        for (kind, text) in [
+            (b'S', "ERROR"),
+            (b'V', "ERROR"),
+            (b'C', "0A000"),
+            (b'M', "cached plan must not change result type"),
+            (b'D', "its parameters or columns are not what they were when it was described"),
+            (b'R', PLAN_CHECK),
+        ] {
+            out.push(kind);
+            out.extend_from_slice(text.as_bytes());
+            out.push(0);
+        }
+        out.push(0);
+    });
 }
 
 impl Exchange {
@@ -55,6 +77,9 @@ impl Exchange {
             let total = head.total();
             let bulk = matches!(head.tag, b'D' | b'd' | b'T' | b't' | b'V');
             if rest.len() < total && !bulk && total <= INSPECT_BYTES_MAX {
+                return Ok(at);
+            }
+            if rest.len() < total && total <= DESCRIPTION_BYTES_MAX && self.reads_description(head.tag) {
                 return Ok(at);
             }
             let here = total.min(rest.len());
@@ -108,6 +133,47 @@ impl Exchange {
         }
     }
 
+    /// Whether a message is part of a description that is read.
+    fn reads_description(&self, tag: u8) -> bool {
+        matches!(tag, b't' | b'T')
+            && matches!(
+                self.ring.front(),
+                Some(Expect::Check { .. } | Expect::Describe(Described::Named(_) | Described::Unnamed(_)))
+            )
+    }
+
+    /// Reads a part of a statement's description.
+    fn read_description(&mut self, tag: u8, body: &[u8], front: Expect) {
+        match tag {
+            b't' => self.describing.parameters(body),
+            b'T' => self.describing.columns(body),
+            _ => {}
+        }
+        if tag == b't' {
+            return;
+        }
+        let shape = std::mem::take(&mut self.describing).shape();
+        match front {
+            Expect::Check { id } => {
+                self.checked = Some((id, shape));
+                if id != 0 {
+                    self.shapes.push((Described::Named(id), shape));
+                }
+            }
+            Expect::Describe(of) => {
+                if let Described::Named(_) = of
+                    && let Some(prepared) = self.asked.pop_front()
+                {
+                    prepared.told.set(shape);
+                }
+                if of != Described::Other {
+                    self.shapes.push((of, shape));
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Takes one answer; whether the client is to see it.
     fn answer(&mut self, head: Header, body: &[u8], client: &mut Out) -> Result<bool, Desync> {
         let front = self.ring.front().copied();
@@ -151,6 +217,9 @@ impl Exchange {
     fn in_order(&mut self, tag: u8, body: &[u8], front: Option<Expect>) -> Result<bool, Desync> {
         let unfit = || Desync(format!("answer {:?} came where {front:?} was due", char::from(tag)));
         let Some(front) = front else { return Err(unfit()) };
+        if let (Expect::Check { .. } | Expect::Describe(_), b't' | b'T' | b'n') = (front, tag) {
+            self.read_description(tag, body, front);
+        }
         let (done, show) = match (front, tag) {
             (Expect::Query { effects: true }, b'C') => {
                 if let Some(route) = self.effects.front().cloned() {
@@ -178,9 +247,10 @@ impl Exchange {
                 }
                 (true, wanted)
             }
-            (Expect::Bind { .. }, b'2') | (Expect::Close, b'3') | (Expect::Describe, b'T' | b'n') => (true, true),
-            (Expect::CloseInjected, b'3') => (true, false),
-            (Expect::Describe, b't') | (Expect::Execute { .. }, b'D' | b'd' | b'c') => (false, true),
+            (Expect::Bind { .. }, b'2') | (Expect::Close, b'3') | (Expect::Describe(_), b'T' | b'n') => (true, true),
+            (Expect::CloseInjected, b'3') | (Expect::Check { .. }, b'T' | b'n') => (true, false),
+            (Expect::Check { .. }, b't') => (false, false),
+            (Expect::Describe(_), b't') | (Expect::Execute { .. }, b'D' | b'd' | b'c') => (false, true),
             (Expect::Execute { .. }, b'C' | b'I' | b's') => (true, true),
             _ => return Err(unfit()),
         };
@@ -234,13 +304,25 @@ impl Exchange {
             }
             Some(_) | None => {}
         }
+        let silent = |due: &&Expect| matches!(due, Expect::Elided | Expect::CloseElided | Expect::CopyEnd);
+        let front = self.ring.iter().find(|due| !silent(due)).copied();
+        let stale = matches!(front, Some(Expect::Bind { fit: Fit::Stale, .. }));
+        if stale || routine(body) == Some(PLAN_CHECK) {
+            match front {
+                Some(Expect::Bind { id, fit }) => self.plan_refused(id, fit),
+                Some(Expect::Describe(Described::Named(id))) => {
+                    let told = self.asked.front().is_some_and(|prepared| prepared.told.get() != 0);
+                    self.plan_refused(id, if told { Fit::Told } else { Fit::Untold });
+                }
+                _ => {}
+            }
+        }
         self.say_elided(client);
-        let front = self.ring.front().copied();
-        if let Some(Expect::Bind { id }) = front
-            && id != 0
-            && routine(body) == Some(PLAN_CHECK)
-        {
-            self.outdated.push(id);
+        self.describing = Describing::default();
+        if stale && self.refused.is_none() {
+            client.add(cannot_be_read);
+            self.answered = true;
+            self.partly = true;
         }
         match front {
             Some(Expect::Injected) => {
@@ -266,7 +348,27 @@ impl Exchange {
         }
         self.copy_in = false;
         self.state.failed();
-        Ok(true)
+        Ok(!stale)
+    }
+
+    /// A statement is not what it was when it was prepared (rule P-6). A client that was told nothing of it need not know;
+    /// one that was must prepare it anew, unless another server has it as it was.
+    fn plan_refused(&mut self, id: u32, fit: Fit) {
+        let may_retry = self.may_retry && !self.answered && self.refused.is_none() && self.status == b'I';
+        match fit {
+            Fit::Untold if id != 0 => {
+                self.refused_plans.push(id);
+                if may_retry {
+                    self.refused = Some(Refused::Replan);
+                }
+            }
+            Fit::Stale if may_retry && self.elsewhere => self.refused = Some(Refused::NeedsPrimary),
+            Fit::Told | Fit::Stale if id != 0 => {
+                self.refused_plans.push(id);
+                self.outdated.push(id);
+            }
+            Fit::Told | Fit::Stale | Fit::Untold => {}
+        }
     }
 
     /// The server waits for the client's data. A Sync that was sent behind the Execute is ignored by a copying server

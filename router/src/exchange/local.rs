@@ -231,11 +231,12 @@ impl Exchange {
                     return Ok(false);
                 }
                 if !parse.name.is_empty() {
-                    let statement = interner.intern(parse.definition, judge);
+                    let statement = interner.intern(parse.definition, &self.state.settings().scope(), judge);
                     statements.insert(parse.name, statement);
                     client.add(build::parse_complete);
                     return Ok(true);
                 }
+                statements.new_unnamed();
                 statements.unnamed = Some(parse.definition.to_vec());
                 statements.unnamed_route = Some(route.into());
                 statements.unnamed_writes = true;

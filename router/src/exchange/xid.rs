@@ -67,7 +67,7 @@ impl Exchange {
             return;
         }
         (self.xid.asked, self.xid.wrote) = (true, false);
-        let parsing = !known.touch(STATEMENT);
+        let parsing = known.touch(STATEMENT).is_none();
         let name = format!("{PREFIX}{STATEMENT}");
         server.add(|own| {
             if parsing {
@@ -79,7 +79,7 @@ impl Exchange {
             build::sync(own);
         });
         if parsing {
-            known.insert(STATEMENT);
+            known.insert(STATEMENT, 0);
         }
         self.ring.push_back(Expect::Xid { parsing });
     }

@@ -167,7 +167,12 @@ impl Session {
         self.server = None;
         *self.entry.running.borrow_mut() = None;
         self.exchange.server_lost(&mut self.statements);
-        self.exchange.rewind();
+        self.take_back();
+    }
+
+    /// What was sent of the request is to be read again.
+    pub(super) fn take_back(&mut self) {
+        self.exchange.rewind(&mut self.statements);
         let rest = std::mem::take(&mut self.inbox);
         self.inbox = std::mem::take(&mut self.kept);
         self.inbox.extend_from_slice(&rest);

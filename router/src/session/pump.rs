@@ -1,8 +1,8 @@
 //! Carrying bytes from one side to the other, through the exchange.
 
+use super::target::first_request;
 use super::{Session, Turn, lexing};
-use crate::exchange::{Answered, Context as Reading, LocalContext, Stop};
-use crate::prepared::Judge;
+use crate::exchange::{Answered, Context as Reading, LocalContext, Refused, Stop};
 use crate::stats::Stage;
 use crate::worker::Scratch;
 use std::sync::Arc;
@@ -98,15 +98,16 @@ impl Session {
         if self.exchange.take_catalog_changed() {
             self.catalog.expire();
         }
-        if self.exchange.take_refused().is_some() {
-            match self.replica.take() {
-                Some((node, _)) => {
-                    self.read_failed(node);
-                    self.send_again();
-                    self.primary_only = true;
-                }
-                None => self.send_again_later(),
+        match (self.exchange.take_refused(), &self.replica) {
+            (None, _) => {}
+            (Some(Refused::Replan), _) => self.take_back(),
+            (Some(Refused::NeedsPrimary | Refused::Conflict), Some((node, _))) => {
+                self.read_failed(*node);
+                self.replica = None;
+                self.send_again();
+                self.primary_only = true;
             }
+            (Some(Refused::NeedsPrimary | Refused::Conflict), None) => self.send_again_later(),
         }
         Ok(())
     }
@@ -147,7 +148,10 @@ impl Session {
             return Ok(true);
         }
         let (all, mut input) = (input, input);
-        if self.replica.is_some() && !self.exchange.mid_request() {
+        if self.replica.is_some() && self.exchange.mid_segment() {
+            // What waited for an answer goes on, and nothing behind its end.
+            input = &all[..first_request(all).unwrap_or(all.len())];
+        } else if self.replica.is_some() && !self.exchange.mid_request() {
             match self.replica_share(all, &mut judged) {
                 Some(share) => input = &all[..share],
                 None => {
@@ -166,15 +170,18 @@ impl Session {
             self.inbox.extend_from_slice(all);
             self.unread = true;
             let Some(server) = self.server.as_mut() else { return Ok(true) };
+            // A simple query destroys the unnamed statement.
+            server.statements.forget_unnamed();
+            self.statements.unnamed_loaded = false;
             to_server.add(|own| build::query(own, &sql));
             self.exchange.inject();
             let sent = server.stream.send(context, to_server, &[], &mut server.outbox);
             sent.map_err(|error| Turn::ServerLost(error.to_string()))?;
             return Ok(true);
         }
-        let Some(server) = self.server.as_mut() else { return Ok(true) };
         let catalog = self.catalog.get();
-        let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
+        let judge = self.judge(&catalog);
+        let Some(server) = self.server.as_mut() else { return Ok(true) };
         let (client, known) = (&mut self.statements, &mut server.statements);
         let mut interner = self.worker.interner.borrow_mut();
         let mut reading = Reading { client, server: known, interner: &mut interner, judge, judged };
@@ -198,7 +205,8 @@ impl Session {
             // Answers that are due have to come first.
             Stop::Boundary => {
                 self.unread = true;
-                Ok(used > 0)
+                // Whoever asked something of its own must be there to hear the answer.
+                Ok(used > 0 || !to_server.is_empty())
             }
         }
     }
@@ -251,7 +259,7 @@ impl Session {
         let input = &input[..bytes];
         to_client.clear();
         let catalog = self.catalog.get();
-        let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
+        let judge = self.judge(&catalog);
         let mut interner = self.worker.interner.borrow_mut();
         let (refusal, statements) = (self.refusal.as_slice(), &mut self.statements);
         let mut context = LocalContext { refusal, statements, interner: &mut interner, judge };

@@ -4,7 +4,6 @@ use super::{Session, Turn};
 use crate::config::PoolMode;
 use crate::exchange;
 use crate::pool::Purpose;
-use crate::prepared::Judge;
 use crate::reads::{Choice, ReadTarget};
 use crate::server::Server;
 use crate::stats::Decision;
@@ -131,7 +130,7 @@ impl Session {
     /// a replica may run it. The route of a query is left in `judged`: it need not be found twice.
     fn only_reads(&self, input: &[u8], why: &Cell<Reason>, judged: &mut Option<Route>) -> Option<usize> {
         let catalog = self.catalog.get();
-        let judge = Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing };
+        let judge = self.judge(&catalog);
         let session = self.exchange.state().for_routing();
         let fits = |route: &Route| {
             let begins = |effect: &Effect| matches!(effect, Effect::Begin(modes) if modes.read_only == Some(true));
@@ -207,7 +206,7 @@ impl Session {
 }
 
 /// The length of the request at the front of `input`, where it is all there.
-fn first_request(input: &[u8]) -> Option<usize> {
+pub(super) fn first_request(input: &[u8]) -> Option<usize> {
     let mut at = 0;
     while let Ok(Some(head)) = client_header(&input[at..]) {
         at += head.total();

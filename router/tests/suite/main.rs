@@ -6,6 +6,7 @@ mod differential;
 mod harness;
 mod hostile;
 mod losses;
+mod plans;
 mod pooling;
 mod protocol;
 mod raw;

@@ -1,6 +1,6 @@
 //! The protocol's less common ways: COPY, pipelines, cancelling, errors in the middle.
 
-use crate::harness::{Front, Server, one, sqlstate, try_one};
+use crate::harness::{Front, Server, config, one, sqlstate, try_one};
 use crate::hostile::believing;
 use crate::raw::Raw;
 use futures_util::{SinkExt, TryStreamExt};
@@ -79,6 +79,26 @@ async fn a_cancel_request_hits_what_its_client_runs_and_nothing_else() {
     // A key that was guessed does nothing; nor does the right one while nothing runs.
     token.cancel_query(tokio_postgres::NoTls).await.expect("sent");
     assert_eq!(one(&a, "SELECT 1").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_request_that_is_dealt_with_does_not_hit_what_comes_next() {
+    let mut server = Server::new();
+    server.believe();
+    let config = router::Config { workers: 2, auth: router::config::ClientAuth::Trust, ..config(2) };
+    let front = Front::start(server.topology(1), config).await;
+    let mut client = Raw::connect(front.port, "postgres").await;
+    let (mut cancel, mut ask) = (Vec::new(), Vec::new());
+    build::cancel_request(&mut cancel, client.key.0, &client.key.1);
+    build::query(&mut ask, "SELECT pg_sleep(0.002)");
+    for round in 0..300 {
+        let mut other = TcpStream::connect(("127.0.0.1", front.port)).await.expect("connected");
+        other.write_all(&cancel).await.expect("sent");
+        // Its end is the word that the request is dealt with.
+        let end = tokio::time::timeout(crate::harness::PATIENCE, other.read(&mut [0; 1])).await;
+        assert_eq!(end.expect("in time").expect("closed"), 0);
+        assert_eq!(client.segment(&ask).await, "TDCZ", "round {round}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

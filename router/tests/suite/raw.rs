@@ -64,6 +64,16 @@ impl Raw {
         }
     }
 
+    /// Says something that ends in one Sync; the kinds of its answers.
+    pub async fn segment(&mut self, bytes: &[u8]) -> String {
+        self.send(bytes).await;
+        let mut tags = String::new();
+        while !tags.ends_with(['Z', '!']) {
+            tags.push(self.message().await.map_or('!', |(tag, _)| char::from(tag)));
+        }
+        tags
+    }
+
     /// Says something, and reads to the end of the answer to an empty query that is sent behind it: that is answered in
     /// any state of the transaction.
     pub async fn ask(&mut self, bytes: &[u8]) -> Vec<Message> {

@@ -121,6 +121,26 @@ async fn a_session_that_wrote_reads_on_the_replica_as_soon_as_that_has_caught_up
     assert_eq!(count, (WRITES + 1).to_string(), "read your writes");
 }
 
+/// A client that was told a table's new columns on the primary is not read for on a replica that has still the old ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_has_not_seen_a_change_of_columns_does_not_answer_for_them() {
+    let consistency = routing::Level::Eventual;
+    let (primary, standby, front) = split_by(router::Config { split: true, consistency, ..config(4) }).await;
+    standby.sql("SELECT pg_wal_replay_pause()");
+    wait_for("replay to pause", || standby.sql("SELECT pg_get_wal_replay_pause_state()") == "paused");
+    primary.sql("INSERT INTO t VALUES (1)");
+    primary.sql("ALTER TABLE t ADD b text DEFAULT 'x'");
+    let client = front.client().await;
+    client.batch_execute("BEGIN").await.expect("begun, on the primary");
+    let both = client.prepare("SELECT * FROM t").await.expect("prepared");
+    client.batch_execute("COMMIT").await.expect("ended");
+    assert_eq!(one(&client, "SELECT place() || count(*) FROM t").await, "on0", "the replica serves, and is behind");
+    for _ in 0..3 {
+        let row = client.query_one(&both, &[]).await.expect("asked on the primary instead");
+        assert_eq!(row.get::<_, &str>(1), "x");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_dies_is_not_noticed() {
     let (_primary, mut standby, front) = split().await;
