@@ -136,7 +136,7 @@ pub struct Context<'c> {
     /// What texts are judged with.
     pub judge: Judge<'c>,
     /// What came of judging the first message, where that is a query and was judged already.
-    pub judged: Option<Route>,
+    pub judged: Option<Rc<Route>>,
 }
 
 /// A setting that the server reported: name and value.
@@ -379,6 +379,11 @@ impl Exchange {
     /// Whether a message to the client is only half there, so that no word can be put in.
     pub fn mid_message(&self) -> bool {
         self.server_skip > 0 && !self.server_skip_swallow
+    }
+
+    /// Bytes that are still to come of a message of the server whose head is here.
+    pub fn rest_of_message(&self) -> usize {
+        self.server_skip
     }
 
     /// How many ReadyForQuery the client waits for; and whether its last segment has not ended.

@@ -3,6 +3,8 @@
 use std::io::IoSlice;
 use std::ops::Range;
 
+/// What is shorter is copied together: one piece costs the kernel less than the copy does.
+const COPIED_BYTES_MAX: usize = 4 << 10;
 /// Most pieces that go into one call of the system; more are copied together first.
 const PIECES_MAX: usize = 32;
 
@@ -20,6 +22,8 @@ enum Piece {
 pub struct Out {
     own: Vec<u8>,
     pieces: Vec<Piece>,
+    /// All of it in one place, where it is short.
+    whole: Vec<u8>,
 }
 
 impl Out {
@@ -70,11 +74,18 @@ impl Out {
         }
     }
 
-    /// The bytes where they are in one place.
-    pub fn single<'o>(&'o self, input: &'o [u8]) -> Option<&'o [u8]> {
+    /// The bytes where they are in one place, or are few enough to be brought there.
+    pub fn single<'o>(&'o mut self, input: &'o [u8]) -> Option<&'o [u8]> {
         match self.pieces.as_slice() {
             [] => Some(&[]),
             [piece] => Some(self.slice(piece, input)),
+            _ if self.len() <= COPIED_BYTES_MAX => {
+                let mut whole = std::mem::take(&mut self.whole);
+                whole.clear();
+                self.copy_rest(input, 0, &mut whole);
+                self.whole = whole;
+                Some(&self.whole)
+            }
             _ => None,
         }
     }
@@ -119,7 +130,8 @@ mod tests {
         assert_eq!(out.single(input), Some(&b"0123"[..]));
         out.add(|own| own.extend_from_slice(b"ab"));
         out.pass(6..8);
-        assert_eq!((out.single(input), out.len()), (None, 8));
+        assert_eq!(out.len(), 8);
+        assert_eq!(out.single(input), Some(&b"0123ab67"[..]));
         let mut rest = Vec::new();
         out.copy_rest(input, 5, &mut rest);
         assert_eq!(rest, b"b67");

@@ -4,12 +4,12 @@
 //! and is known to servers under a name made from that number, so two clients that prepare the same text share one
 //! server-side statement, and no client can reach another's by its name.
 
-use routing::{Catalog, Lexing, Route};
+use routing::{Catalog, Lexing, Memo, Route};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU32, Ordering};
 use wire::frame::c_string;
@@ -61,6 +61,8 @@ impl Describing {
 pub struct Statement {
     /// Unique in this process.
     pub id: u32,
+    /// The name under which servers know it.
+    pub name: Box<[u8]>,
     /// Text with its end, and parameter types: what stands behind the name in a Parse.
     pub definition: Box<[u8]>,
     /// How its text is read.
@@ -83,28 +85,25 @@ pub struct Judge<'j> {
     pub generation: u64,
     /// How the session's texts are read.
     pub lexing: Lexing,
+    /// What was found out of texts before.
+    pub memo: &'j RefCell<Memo>,
 }
 
 impl Judge<'_> {
     /// Where a text may run and what it does.
-    pub fn route(&self, sql: &[u8]) -> Route {
-        routing::analyse(sql, self.lexing, self.catalog)
+    pub fn route(&self, sql: &[u8]) -> Rc<Route> {
+        self.memo.borrow_mut().route(sql, self.lexing, self.catalog, self.generation)
     }
 }
 
 impl Statement {
-    /// The name under which servers know it.
-    pub fn server_name(&self) -> String {
-        format!("{PREFIX}{}", self.id)
-    }
-
     /// Where it may run and what it does.
     pub fn route(&self, judge: &Judge<'_>) -> Rc<Route> {
         let (generation, known) = self.route.borrow().clone();
         if generation == judge.generation {
             return known;
         }
-        let route = Rc::new(routing::analyse(self.sql(), self.lexing, judge.catalog));
+        let route = Judge { lexing: self.lexing, ..*judge }.route(self.sql());
         *self.route.borrow_mut() = (judge.generation, route.clone());
         route
     }
@@ -148,13 +147,15 @@ impl Interner {
             return found;
         }
         let sql = definition.split(|byte| *byte == 0).next().unwrap_or_default();
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let made = Rc::new(Statement {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            id,
+            name: format!("{PREFIX}{id}").into_bytes().into(),
             definition: definition.to_vec().into(),
             lexing: judge.lexing,
             scope: scope.into(),
             outdated: Cell::new(false),
-            route: RefCell::new((judge.generation, Rc::new(judge.route(sql)))),
+            route: RefCell::new((judge.generation, judge.route(sql))),
         });
         list.push(Rc::downgrade(&made));
         made
@@ -268,10 +269,26 @@ impl ClientStatements {
 /// What one server connection has prepared for us.
 #[derive(Debug, Default)]
 pub struct ServerStatements {
-    known: HashMap<u32, Known>,
+    known: HashMap<u32, Known, BuildHasherDefault<ById>>,
     uses: u64,
     /// Whose unnamed statement it has, and which; all 0 where that is not known.
     unnamed: (u32, u32),
+}
+
+/// Numbers that we count ourselves need no hash that withstands malice: a multiplication spreads them.
+#[derive(Default)]
+struct ById(u64);
+
+impl Hasher for ById {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// A statement that a server knows.
@@ -351,7 +368,8 @@ mod tests {
     fn one_definition_has_one_number_while_anyone_uses_it() {
         let mut interner = Interner::default();
         let catalog = Catalog::cold();
-        let judge = Judge { catalog: &catalog, generation: 0, lexing: Lexing::default() };
+        let memo = RefCell::new(Memo::new(routing::fingerprint::Key::new(1, 2)));
+        let judge = Judge { catalog: &catalog, generation: 0, lexing: Lexing::default(), memo: &memo };
         let first = interner.intern(b"SELECT 1\0\0\0", "", &judge);
         let again = interner.intern(b"SELECT 1\0\0\0", "", &judge);
         assert!(Rc::ptr_eq(&first, &again));

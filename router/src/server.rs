@@ -49,6 +49,8 @@ pub struct Server {
     pub inbox: Vec<u8>,
     /// To be sent.
     pub outbox: Vec<u8>,
+    /// It counts as readable only when much has come of a long message.
+    pub awaits_much: bool,
     /// What it has prepared.
     pub statements: ServerStatements,
     /// The settings that were made for its clients.
@@ -179,6 +181,7 @@ impl Parked {
                     stream,
                     inbox,
                     outbox,
+                    awaits_much: false,
                     statements,
                     settings,
                     reported,
@@ -348,6 +351,7 @@ async fn login(
         stream,
         inbox: Vec::new(),
         outbox: Vec::new(),
+        awaits_much: false,
         statements: ServerStatements::default(),
         settings: Arc::default(),
         reported: Arc::new(reported),

@@ -11,7 +11,7 @@ use crate::config::PoolMode;
 use crate::exchange::Exchange;
 use crate::obtain::{self, Failure};
 use crate::pool::Pool;
-use crate::prepared::{ClientStatements, Judge};
+use crate::prepared::ClientStatements;
 use crate::probe;
 use crate::reads::{self, Choice, Reading};
 use crate::refusal::Refusal;
@@ -23,7 +23,7 @@ use crate::worker::{CatalogEntry, Worker};
 use model::NodeId;
 use routing::consistency::{Ack, Memory};
 use routing::outcome::InDoubt;
-use routing::{Catalog, Encoding, Level, Lexing, Reason};
+use routing::{Encoding, Level, Lexing, Reason};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -402,11 +402,6 @@ impl Session {
         self.kept.clear();
         self.keeping = true;
         self.server = Some(server);
-    }
-
-    /// What its texts are judged with.
-    fn judge<'j>(&self, catalog: &'j (Catalog, u64)) -> Judge<'j> {
-        Judge { catalog: &catalog.0, generation: catalog.1, lexing: self.lexing }
     }
 
     /// Everything that can be done now.

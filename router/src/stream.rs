@@ -2,12 +2,22 @@
 //! of a client; a socket that gave less than was asked for is not read again before the kernel reports more.
 
 use crate::out::Out;
+use nix::{libc, setsockopt_impl, sockopt_impl};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
+
+sockopt_impl!(
+    /// How many bytes must have come before a socket counts as readable.
+    ReceiveLowWater,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_RCVLOWAT,
+    usize
+);
 
 /// A connection.
 #[derive(Debug)]
@@ -52,6 +62,14 @@ impl Stream {
         }
     }
 
+    /// Has the socket counted as readable only once so many bytes have come, or its end. Whether it can be had.
+    pub fn set_low_water(&self, bytes: usize) -> bool {
+        match self {
+            Stream::Tcp(stream) => nix::sys::socket::setsockopt(stream, ReceiveLowWater, &bytes).is_ok(),
+            Stream::Unix(_) | Stream::Tls(_) | Stream::Taken => false,
+        }
+    }
+
     /// Reads what is there into `buffer`; 0 is the end.
     pub fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut space = ReadBuf::new(buffer);
@@ -91,7 +109,13 @@ impl Stream {
     }
 
     /// Sends pieces; what the socket does not take now is kept in `rest`, which must be empty.
-    pub fn send(&mut self, context: &mut Context<'_>, out: &Out, input: &[u8], rest: &mut Vec<u8>) -> io::Result<()> {
+    pub fn send(
+        &mut self,
+        context: &mut Context<'_>,
+        out: &mut Out,
+        input: &[u8],
+        rest: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let written = match out.single(input) {
             Some([]) => return Ok(()),
             Some(bytes) => self.poll_write(context, bytes)?,

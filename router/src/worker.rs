@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::login;
 use crate::out::Out;
 use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool, Waiters};
-use crate::prepared::Interner;
+use crate::prepared::{Interner, Judge};
 use crate::reads::Reads;
 use crate::scram::Proof;
 use crate::server;
@@ -16,7 +16,8 @@ use crate::session::ClientEntry;
 use crate::stats::WorkerStats;
 use crate::topology::{NodeAddr, Switching, Topology};
 use model::Epoch;
-use routing::Catalog;
+use routing::fingerprint::Key;
+use routing::{Catalog, Lexing, Memo};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -139,12 +140,19 @@ pub struct CatalogEntry {
     changes: Cell<u64>,
     /// Who was last in the database, and may read.
     user: RefCell<String>,
+    /// What was found out of texts under it.
+    memo: RefCell<Memo>,
 }
 
 impl CatalogEntry {
     /// The catalogue as known now.
     pub fn get(&self) -> Rc<(Catalog, u64)> {
         self.known.borrow().clone()
+    }
+
+    /// What texts are judged with that are read by `lexing`; `known` is what `get` gave.
+    pub fn judge<'j>(&'j self, known: &'j (Catalog, u64), lexing: Lexing) -> Judge<'j> {
+        Judge { catalog: &known.0, generation: known.1, lexing, memo: &self.memo }
     }
 
     /// Something changed that a client did here: all workers read soon again what they know.
@@ -174,6 +182,12 @@ impl CatalogEntry {
         let generation = self.get().1 + 1;
         *self.known.borrow_mut() = Rc::new((catalog, generation));
     }
+}
+
+/// A key that nobody can guess.
+fn memo_key() -> Key {
+    let half = || u64::from_le_bytes(crate::random());
+    Key::new(half(), half())
 }
 
 impl Worker {
@@ -319,6 +333,7 @@ impl Worker {
             read: Cell::new(None),
             changes: Cell::new(0),
             user: RefCell::default(),
+            memo: RefCell::new(Memo::new(memo_key())),
         });
         catalogs.insert(database.to_owned(), entry.clone());
         entry

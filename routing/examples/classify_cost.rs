@@ -4,7 +4,7 @@
 //! ever make it slower.
 
 use routing::fingerprint::Key;
-use routing::{Cache, Catalog, Class, Context, Fingerprint, Lexing, classify};
+use routing::{Catalog, Class, Context, Lexing, Memo, classify};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -58,9 +58,8 @@ fn measure(mut call: impl FnMut()) -> f64 {
 fn main() {
     let catalog = catalog();
     let context = Context::default();
-    let key = Key::new(0x5EED_0001, 0x5EED_0002);
-    let mut cache = Cache::new(1024);
-    println!("{:<16} {:>6} {:>8} {:>10} {:>10}", "statement", "bytes", "class", "classify", "cached");
+    let mut memo = Memo::new(Key::new(0x5EED_0001, 0x5EED_0002));
+    println!("{:<16} {:>6} {:>8} {:>10} {:>10}", "statement", "bytes", "class", "classify", "memo");
     for (name, sql) in STATEMENTS {
         let sql = sql.as_bytes();
         let route = classify(sql, &context, &catalog);
@@ -70,13 +69,11 @@ fn main() {
             Class::Transaction => "control",
             Class::Session => "session",
         };
-        cache.put(Fingerprint::of(key, sql, Lexing::default().bits()), route);
         let classified = measure(|| {
             black_box(classify(black_box(sql), &context, &catalog));
         });
         let cached = measure(|| {
-            let fingerprint = Fingerprint::of(key, black_box(sql), Lexing::default().bits());
-            black_box(cache.get(&fingerprint).map(|route| route.decide(&context.session)));
+            black_box(memo.route(black_box(sql), Lexing::default(), &catalog, 1).decide(&context.session));
         });
         println!("{name:<16} {:>6} {class:>8} {classified:>7.0} ns {cached:>7.0} ns", sql.len());
     }

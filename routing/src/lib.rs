@@ -4,7 +4,7 @@
 //! "primary" only a slow query: whatever is not understood goes to the primary.
 //!
 //! A statement's way through the room:
-//! 1. [`Fingerprint::of`] its text; on a miss in the worker's [`Cache`], [`analyse`] it and keep the [`Route`].
+//! 1. [`Memo::route`]: the [`Route`] of its shape, kept in a [`Cache`] by the shape's [`Fingerprint`]; else [`analyse`] it.
 //! 2. [`Route::decide`] with where the session stands: replica, primary, or something the router handles itself. The
 //!    [`Effect`]s say what the session becomes once the part that has them has succeeded.
 //! 3. For a read, [`consistency::Memory::need`]: any replica that meets a requirement, a position to ask the primary for
@@ -23,6 +23,7 @@ pub mod fingerprint;
 pub mod hint;
 pub mod import;
 pub mod lex;
+pub mod memo;
 pub mod names;
 pub mod outcome;
 pub mod refusal;
@@ -37,6 +38,7 @@ pub use consistency::Level;
 pub use fingerprint::{Cache, Fingerprint};
 pub use hint::{Hint, Target};
 pub use lex::{Encoding, Lexing};
+pub use memo::Memo;
 pub use refusal::{Refusal, refusal};
 pub use route::{Class, Effect, Reason, Route};
 pub use token::{Lineage, Point, Token};

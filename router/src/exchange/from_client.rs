@@ -201,7 +201,7 @@ impl Exchange {
     fn query(
         &mut self,
         body: &[u8],
-        judged: Option<Route>,
+        judged: Option<Rc<Route>>,
         here: Range<usize>,
         context: &mut Context<'_>,
         server: &mut Out,
@@ -213,7 +213,7 @@ impl Exchange {
         self.note(route.class);
         let replaced = !self.ignoring && self.deallocates(&route, context.client);
         if effects && !self.ignoring {
-            self.effects.push_back(Rc::new(route));
+            self.effects.push_back(route);
         }
         if replaced {
             self.begins();
@@ -261,13 +261,13 @@ impl Exchange {
     }
 
     /// Remembers what executing a portal will do.
-    fn note_portal(&mut self, portal: &[u8], statement: &[u8], context: &Context<'_>) {
+    fn note_portal(&mut self, portal: &[u8], statement: &[u8], prepared: Option<&Prepared>, context: &Context<'_>) {
         if !self.portals.is_empty() {
             self.portals.retain(|(name, _)| **name != *portal);
         }
         let route = match statement {
             b"" => context.client.unnamed_route.clone(),
-            name => context.client.get(name).map(|known| known.route(&context.judge)),
+            _ => prepared.map(|prepared| prepared.statement.route(&context.judge)),
         };
         self.note(match (&route, statement) {
             (Some(route), _) => route.class,
@@ -349,7 +349,7 @@ impl Exchange {
             context.client.new_unnamed();
             context.client.unnamed_sent(context.server);
             context.client.unnamed_writes = route.class == Class::Write;
-            context.client.unnamed_route = (!route.effects.is_empty()).then(|| Rc::new(route));
+            context.client.unnamed_route = (!route.effects.is_empty()).then_some(route);
             self.extended(Expect::Parse { id: 0, wanted: true, named: false });
             match replaced {
                 true => server.add(|own| build::parse(own, b"", &definition)),
@@ -406,12 +406,11 @@ impl Exchange {
     fn tell(&mut self, statement: &Statement, known: bool, wanted: bool, context: &mut Context<'_>, server: &mut Out) {
         self.make_room(context, server);
         context.server.insert(statement.id, context.judge.generation);
-        let name = statement.server_name();
         if known {
-            server.add(|own| build::close_statement(own, name.as_bytes()));
+            server.add(|own| build::close_statement(own, &statement.name));
             self.extended(Expect::CloseInjected);
         }
-        server.add(|own| build::parse(own, name.as_bytes(), &statement.definition));
+        server.add(|own| build::parse(own, &statement.name, &statement.definition));
         self.extended(Expect::Parse { id: statement.id, wanted, named: wanted });
     }
 
@@ -451,11 +450,10 @@ impl Exchange {
         match prepared {
             Some(prepared) => {
                 self.tell(&prepared.statement, known.is_some(), false, context, server);
-                let name = prepared.statement.server_name();
-                server.add(|own| build::describe_statement(own, name.as_bytes()));
+                server.add(|own| build::describe_statement(own, &prepared.statement.name));
             }
             None => {
-                self.resolve(name, context, server);
+                self.resolve(name, None, context, server);
                 server.add(|own| build::describe_statement(own, name));
             }
         }
@@ -479,24 +477,30 @@ impl Exchange {
 
     /// The server's name for what the client calls `name`; the server is told of the statement if need be. `None`
     /// where the name may go on as it is.
-    fn resolve(&mut self, name: &[u8], context: &mut Context<'_>, server: &mut Out) -> Option<Vec<u8>> {
+    fn resolve<'p>(
+        &mut self,
+        name: &[u8],
+        prepared: Option<&'p Prepared>,
+        context: &mut Context<'_>,
+        server: &mut Out,
+    ) -> Option<&'p [u8]> {
         if name.is_empty() {
             if context.client.unnamed_loaded {
                 return None;
             }
-            let Some(definition) = context.client.unnamed.take() else { return Some(NOBODY.to_vec()) };
+            let Some(definition) = context.client.unnamed.take() else { return Some(NOBODY) };
             server.add(|own| build::parse(own, b"", &definition));
             context.client.unnamed = Some(definition);
             context.client.unnamed_sent(context.server);
             self.extended(Expect::Parse { id: 0, wanted: false, named: false });
             return None;
         }
-        match context.client.get(name).cloned() {
-            Some(statement) => {
-                self.ensure(&statement, context, server);
-                Some(statement.server_name().into_bytes())
+        match prepared {
+            Some(prepared) => {
+                self.ensure(&prepared.statement, context, server);
+                Some(&prepared.statement.name)
             }
-            None if name.starts_with(PREFIX.as_bytes()) => Some(NOBODY.to_vec()),
+            None if name.starts_with(PREFIX.as_bytes()) => Some(NOBODY),
             // It may have been made by SQL's PREPARE; if not, the server says so.
             None => None,
         }
@@ -522,7 +526,7 @@ impl Exchange {
                 None => return Ok(false),
             },
         };
-        self.note_portal(names.portal, names.statement, context);
+        self.note_portal(names.portal, names.statement, prepared.as_deref(), context);
         if !self.ignoring
             && names.statement.is_empty()
             && context.client.unnamed_route.as_ref().is_some_and(|route| self.deallocates(route, context.client))
@@ -537,15 +541,13 @@ impl Exchange {
             (Fit::Stale, _) => {
                 // It is compared again, should it be bound again.
                 context.client.unnamed_loaded &= id != 0;
-                Some(NOBODY.to_vec())
+                Some(NOBODY)
             }
-            (Fit::Told, Some(prepared)) if !self.uncertain(id, true) => {
-                Some(prepared.statement.server_name().into_bytes())
-            }
-            (Fit::Told | Fit::Untold, _) => self.resolve(names.statement, context, server),
+            (Fit::Told, Some(prepared)) if !self.uncertain(id, true) => Some(&*prepared.statement.name),
+            (Fit::Told | Fit::Untold, _) => self.resolve(names.statement, prepared.as_deref(), context, server),
         };
         if let Some(name) = renamed {
-            server.add(|own| build::bind_head(own, names.portal, &name, head.body - names.bytes));
+            server.add(|own| build::bind_head(own, names.portal, name, head.body - names.bytes));
             server.pass(here.start + HEADER_BYTES + names.bytes..here.end);
         } else {
             server.pass(here);
@@ -562,10 +564,15 @@ impl Exchange {
         server: &mut Out,
     ) -> Result<(), Malformed> {
         let mut of = Described::Other;
-        let renamed = match frontend::target(body)? {
+        let target = frontend::target(body)?;
+        let prepared = match target {
+            Target::Statement(name) if !name.is_empty() => context.client.prepared(name).cloned(),
+            Target::Statement(_) | Target::Portal(_) => None,
+        };
+        let renamed = match target {
             Target::Statement(name) if !self.ignoring => {
-                let renamed = self.resolve(name, context, server);
-                match context.client.prepared(name) {
+                let renamed = self.resolve(name, prepared.as_deref(), context, server);
+                match &prepared {
                     Some(prepared) => {
                         of = Described::Named(prepared.statement.id);
                         self.asked.push_back(prepared.clone());
@@ -578,7 +585,7 @@ impl Exchange {
             Target::Statement(_) | Target::Portal(_) => None,
         };
         match renamed {
-            Some(name) => server.add(|own| build::describe_statement(own, &name)),
+            Some(name) => server.add(|own| build::describe_statement(own, name)),
             None => server.pass(here),
         }
         self.extended(Expect::Describe(of));

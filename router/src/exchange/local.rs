@@ -238,7 +238,7 @@ impl Exchange {
                 }
                 statements.new_unnamed();
                 statements.unnamed = Some(parse.definition.to_vec());
-                statements.unnamed_route = Some(route.into());
+                statements.unnamed_route = Some(route);
                 statements.unnamed_writes = true;
                 client.add(build::parse_complete);
             }

@@ -3,7 +3,8 @@
 use super::*;
 use crate::out::Out;
 use proptest::prelude::*;
-use routing::{Catalog, Lexing};
+use routing::{Catalog, Lexing, Memo};
+use std::cell::RefCell;
 
 /// A client's bytes and a server's answers to them, offered in pieces of these sizes; what reached either side.
 struct Wire {
@@ -29,7 +30,8 @@ impl Wire {
 
     fn client_says(&mut self, bytes: &[u8], sizes: &[usize]) -> Result<(), Malformed> {
         let catalog = Catalog::cold();
-        let judge = Judge { catalog: &catalog, generation: 1, lexing: Lexing::default() };
+        let memo = RefCell::new(Memo::new(routing::fingerprint::Key::new(1, 2)));
+        let judge = Judge { catalog: &catalog, generation: 1, lexing: Lexing::default(), memo: &memo };
         let mut kept = Vec::new();
         for piece in pieces(bytes, sizes) {
             kept.extend_from_slice(piece);
@@ -194,7 +196,8 @@ fn the_rest_of_a_message_whose_server_is_gone_reaches_no_other() {
     wire.exchange.server_lost(&mut wire.client);
     assert!(wire.exchange.is_local());
     let catalog = Catalog::cold();
-    let judge = Judge { catalog: &catalog, generation: 1, lexing: Lexing::default() };
+    let memo = RefCell::new(Memo::new(routing::fingerprint::Key::new(1, 2)));
+    let judge = Judge { catalog: &catalog, generation: 1, lexing: Lexing::default(), memo: &memo };
     let mut context = LocalContext { refusal: b"", statements: &mut wire.client, interner: &mut wire.interner, judge };
     let mut out = Out::default();
     let (used, answered) = wire.exchange.answer_locally(rest, &mut context, &mut out).expect("well formed");

@@ -14,6 +14,9 @@ use wire::{backend, build};
 const OUTBOX_BYTES_MAX: usize = 1 << 20;
 /// Room that a read finds at least behind bytes that wait for their end.
 const READ_BYTES_MIN: usize = 16 << 10;
+/// Of a message with more bytes than twice this to come, so many are awaited at once: fewer and larger pieces cost less, and
+/// a server that has begun a message goes on with it.
+const LOW_WATER: usize = 96 << 10;
 /// Longest request that is kept in order to be sent again.
 const KEPT_BYTES_MAX: usize = 16 << 10;
 
@@ -49,6 +52,11 @@ impl Session {
         let used = self.exchange.server_bytes(input, out);
         if !out.is_empty() {
             self.client.send(context, out, input, &mut self.outbox).map_err(|_| Turn::End)?;
+        }
+        let rest = self.exchange.rest_of_message();
+        if server.awaits_much != (rest > LOW_WATER) && (server.awaits_much || rest > 2 * LOW_WATER) {
+            let bytes = if server.awaits_much { 1 } else { LOW_WATER };
+            server.awaits_much = server.stream.set_low_water(bytes) && bytes > 1;
         }
         match used {
             Ok(used) => server.inbox.extend_from_slice(&input[used..]),
@@ -179,12 +187,13 @@ impl Session {
             sent.map_err(|error| Turn::ServerLost(error.to_string()))?;
             return Ok(true);
         }
-        let catalog = self.catalog.get();
-        let judge = self.judge(&catalog);
+        let known = self.catalog.clone();
+        let catalog = known.get();
+        let judge = known.judge(&catalog, self.lexing);
         let Some(server) = self.server.as_mut() else { return Ok(true) };
-        let (client, known) = (&mut self.statements, &mut server.statements);
+        let (client, server_knows) = (&mut self.statements, &mut server.statements);
         let mut interner = self.worker.interner.borrow_mut();
-        let mut reading = Reading { client, server: known, interner: &mut interner, judge, judged };
+        let mut reading = Reading { client, server: server_knows, interner: &mut interner, judge, judged };
         let begins = self.exchange.quiet().then_some(began);
         let done = self.exchange.client_bytes(input, &mut reading, to_server, to_client);
         drop(interner);
@@ -258,8 +267,9 @@ impl Session {
         let Scratch { input, to_client, .. } = scratch;
         let input = &input[..bytes];
         to_client.clear();
-        let catalog = self.catalog.get();
-        let judge = self.judge(&catalog);
+        let known = self.catalog.clone();
+        let catalog = known.get();
+        let judge = known.judge(&catalog, self.lexing);
         let mut interner = self.worker.interner.borrow_mut();
         let (refusal, statements) = (self.refusal.as_slice(), &mut self.statements);
         let mut context = LocalContext { refusal, statements, interner: &mut interner, judge };

@@ -10,13 +10,14 @@ use crate::stats::Decision;
 use routing::route::Traced;
 use routing::{Class, Effect, Reason, Route};
 use std::cell::Cell;
+use std::rc::Rc;
 use wire::frame::{HEADER_BYTES, client_header};
 use wire::frontend;
 
 impl Session {
     /// Takes a server for what the client sent. Whether there is one now; otherwise the bytes are kept. What was found out
     /// of the first message is left in `judged`.
-    pub(super) fn take_server(&mut self, input: &[u8], judged: &mut Option<Route>) -> Result<bool, Turn> {
+    pub(super) fn take_server(&mut self, input: &[u8], judged: &mut Option<Rc<Route>>) -> Result<bool, Turn> {
         match exchange::first_message(input) {
             Err(malformed) => return Err(Turn::Malformed(malformed.0)),
             Ok(Some(b'X')) => return Err(Turn::End),
@@ -83,7 +84,7 @@ impl Session {
     }
 
     /// Where the request at the front of `input` may be read.
-    fn read_target(&mut self, input: &[u8], judged: &mut Option<Route>) -> ReadTarget {
+    fn read_target(&mut self, input: &[u8], judged: &mut Option<Rc<Route>>) -> ReadTarget {
         let config = self.worker.global.config.load();
         let split = config.split
             && !crate::admin::is_paused(&self.worker)
@@ -112,7 +113,7 @@ impl Session {
     }
 
     /// How much of `input` a replica may be given now; `None` where it must be given up first.
-    pub(super) fn replica_share(&mut self, input: &[u8], judged: &mut Option<Route>) -> Option<usize> {
+    pub(super) fn replica_share(&mut self, input: &[u8], judged: &mut Option<Rc<Route>>) -> Option<usize> {
         // One request after the other: what a request is for depends on where the one before it led.
         if !self.exchange.quiet() {
             return None;
@@ -128,9 +129,9 @@ impl Session {
 
     /// The length of the request at the front of `input`, a query or a segment up to its Sync, where it is all there and
     /// a replica may run it. The route of a query is left in `judged`: it need not be found twice.
-    fn only_reads(&self, input: &[u8], why: &Cell<Reason>, judged: &mut Option<Route>) -> Option<usize> {
+    fn only_reads(&self, input: &[u8], why: &Cell<Reason>, judged: &mut Option<Rc<Route>>) -> Option<usize> {
         let catalog = self.catalog.get();
-        let judge = self.judge(&catalog);
+        let judge = self.catalog.judge(&catalog, self.lexing);
         let session = self.exchange.state().for_routing();
         let fits = |route: &Route| {
             let begins = |effect: &Effect| matches!(effect, Effect::Begin(modes) if modes.read_only == Some(true));
