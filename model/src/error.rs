@@ -233,6 +233,16 @@ codes! {
     router_session_lost = "ST4012", exit exit::FAILED, "state of a session lost with its server";
     /// An administrator closed it.
     router_killed = "ST4013", exit exit::FAILED, "connection closed by an administrator";
+    /// A setting of the router itself.
+    router_own_setting = "ST4014", exit exit::USAGE, "setting of the router refused";
+    /// A consistency token that cannot be read.
+    router_token_malformed = "ST4301", exit exit::USAGE, "not a consistency token";
+    /// A consistency token of another cluster.
+    router_token_elsewhere = "ST4302", exit exit::USAGE, "consistency token of another cluster";
+    /// A consistency token of a timeline that is not known.
+    router_token_unknown = "ST4303", exit exit::FAILED, "consistency token of an unknown timeline";
+    /// A consistency token of something that was lost.
+    router_token_lost = "ST4304", exit exit::FAILED, "what the consistency token stands for is lost";
     /// A token was refused.
     token_refused = "ST8001", exit exit::DENIED, "join token refused";
     /// A certificate was refused.

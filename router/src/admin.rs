@@ -77,6 +77,8 @@ enum Command {
     Version,
     Pause,
     Resume,
+    Reconnect,
+    Reload,
     Kill(u32),
     /// What drivers send by themselves and need no answer for.
     Nothing,
@@ -99,12 +101,14 @@ fn parse(sql: &str) -> Result<Command, Refusal> {
         ["show", "version"] => Command::Version,
         ["pause"] => Command::Pause,
         ["resume"] => Command::Resume,
+        ["reconnect"] => Command::Reconnect,
+        ["reload"] => Command::Reload,
         ["kill", pid] if pid.parse::<u32>().is_ok() => Command::Kill(pid.parse().unwrap_or(0)),
         [] | ["begin" | "commit" | "rollback" | "set" | "discard", ..] => Command::Nothing,
         _ => {
             let refusal = Refusal::unsupported(format!("the console does not know `{}`", sql.trim()));
             return Err(refusal.sqlstate("42601").detail(
-                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, PINS, HELD, ROUTES, TOKENS, STATS, LOSSES, VERSION; PAUSE, RESUME, KILL <client>",
+                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, PINS, HELD, ROUTES, TOKENS, STATS, LOSSES, VERSION; PAUSE, RESUME, RECONNECT, RELOAD, KILL <client>",
             ));
         }
     })
@@ -159,7 +163,12 @@ impl Command {
             ],
             Command::Losses => &[("rule", Text), ("action", Text), ("clients", Number)],
             Command::Version => &[("version", Text)],
-            Command::Pause | Command::Resume | Command::Kill(_) | Command::Nothing => &[],
+            Command::Pause
+            | Command::Resume
+            | Command::Reconnect
+            | Command::Reload
+            | Command::Kill(_)
+            | Command::Nothing => &[],
         }
     }
 
@@ -167,6 +176,8 @@ impl Command {
         match self {
             Command::Pause => "PAUSE",
             Command::Resume => "RESUME",
+            Command::Reconnect => "RECONNECT",
+            Command::Reload => "RELOAD",
             Command::Kill(_) => "KILL",
             Command::Nothing => "SET",
             Command::Pools
@@ -282,6 +293,16 @@ async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
         }
         Command::Resume => {
             worker.global.set_paused(false);
+            Vec::new()
+        }
+        Command::Reconnect => {
+            for pool in worker.global.all_pools() {
+                pool.reconnect();
+            }
+            Vec::new()
+        }
+        Command::Reload => {
+            worker.global.reloads.send_modify(|count| *count += 1);
             Vec::new()
         }
         Command::Kill(pid) => {

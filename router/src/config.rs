@@ -92,11 +92,38 @@ impl std::fmt::Debug for ClientTls {
     }
 }
 
+/// By which listener a client came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Door {
+    /// `listen`: statements go where `split` and the session send them.
+    #[default]
+    Main,
+    /// `listen_primary`: all of them go to the primary.
+    Primary,
+    /// `listen_read_only`: its transactions are READ ONLY unless it says otherwise, and go to replicas.
+    ReadOnly,
+}
+
+impl Door {
+    /// Whether reads of those who came by it may go to replicas.
+    pub fn splits(self, config: &Config) -> bool {
+        match self {
+            Door::Main => config.split,
+            Door::Primary => false,
+            Door::ReadOnly => true,
+        }
+    }
+}
+
 /// A router.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where clients connect. All statements may come here.
     pub listen: Vec<SocketAddr>,
+    /// Where clients connect whose statements all go to the primary.
+    pub listen_primary: Vec<SocketAddr>,
+    /// Where clients connect that read only, on replicas.
+    pub listen_read_only: Vec<SocketAddr>,
     /// Threads that carry traffic.
     pub workers: usize,
     /// When a server is given to another client.
@@ -131,14 +158,31 @@ pub struct Config {
     pub lag_max: model::LagBytes,
     /// How long a read waits for a replica that has not replayed what its session wrote or saw, before the primary serves it.
     pub read_wait: Duration,
+    /// How replicas are picked.
+    pub balance: routing::Method,
+    /// Where the router is: replicas there are read before others; `None`: sites do not matter.
+    pub site: Option<model::Site>,
+    /// Weights of replicas by name; 100 for those that are not named, 0 for none at all.
+    pub weights: BTreeMap<String, u32>,
+    /// What sessions of these users wish of the router until they say something themselves.
+    pub user_wishes: BTreeMap<String, crate::wishes::Wishes>,
     /// Who may use the admin console; empty is nobody.
     pub admins: Vec<String>,
+}
+
+impl Config {
+    /// Whether anybody's reads may go to replicas.
+    pub fn splits(&self) -> bool {
+        self.split || !self.listen_read_only.is_empty()
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Config {
             listen: Vec::new(),
+            listen_primary: Vec::new(),
+            listen_read_only: Vec::new(),
             workers: 1,
             mode: PoolMode::Transaction,
             pool_size: 20,
@@ -156,6 +200,10 @@ impl Default for Config {
             consistency: routing::Level::Session,
             lag_max: model::LagBytes(16 << 20),
             read_wait: Duration::from_millis(10),
+            balance: routing::Method::default(),
+            site: None,
+            weights: BTreeMap::new(),
+            user_wishes: BTreeMap::new(),
             admins: Vec::new(),
         }
     }

@@ -16,9 +16,11 @@ mod xid;
 pub use from_client::first_message;
 pub use local::{Answered, LocalContext};
 
+use crate::own::Own;
 use crate::prepared::{ClientStatements, Describing, Interner, Judge, Prepared, ServerStatements, Shape};
 use crate::settings::Settings;
 use crate::state::{Consequence, State};
+use crate::wishes::Wishes;
 use routing::failover::{Request, Transaction};
 use routing::{Class, Effect, Route};
 use std::collections::VecDeque;
@@ -133,6 +135,8 @@ pub struct Context<'c> {
     pub server: &'c mut ServerStatements,
     /// All definitions of the worker.
     pub interner: &'c mut Interner,
+    /// What the client has prepared for the router itself.
+    pub own: Option<&'c Own>,
     /// What texts are judged with.
     pub judge: Judge<'c>,
     /// What came of judging the first message, where that is a query and was judged already.
@@ -241,7 +245,7 @@ pub enum Refused {
 
 impl Exchange {
     /// A session that begins with these settings.
-    pub fn new(startup: Arc<Settings>) -> Exchange {
+    pub fn new(startup: Arc<Settings>, wishes: Wishes) -> Exchange {
         Exchange {
             ring: VecDeque::new(),
             names: VecDeque::new(),
@@ -275,7 +279,7 @@ impl Exchange {
             effects: VecDeque::new(),
             parts_done: 0,
             portals: Vec::new(),
-            state: State::new(startup),
+            state: State::new(startup, wishes),
             all_deallocated: false,
             catalog_changed: false,
             local: local::Local::default(),

@@ -13,6 +13,7 @@ pub mod exchange;
 mod login;
 pub mod obtain;
 pub mod out;
+pub mod own;
 pub mod pool;
 pub mod prepared;
 pub mod probe;
@@ -27,11 +28,13 @@ pub mod stats;
 pub mod stream;
 pub mod tls;
 pub mod topology;
+pub mod wishes;
 pub mod worker;
 
 pub use config::Config;
 pub use topology::{NodeAddr, Topology};
 
+use crate::config::Door;
 use crate::pool::{PoolKey, SharedPool};
 use crate::worker::{Mail, Mailbox};
 use arc_swap::ArcSwap;
@@ -59,6 +62,8 @@ pub struct Global {
     pub seed: [u8; 32],
     /// Whether new statements are held by an administrator's order.
     pub paused: AtomicBool,
+    /// How often an administrator asked for the configuration to be read again.
+    pub reloads: watch::Sender<u64>,
     /// The epoch before which nothing new is sent to a primary, and nothing is open on one: for a planned change.
     held: watch::Sender<Epoch>,
     /// What is counted.
@@ -134,7 +139,12 @@ impl Router {
         let workers = config.workers.clamp(1, 64);
         let (mail, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| Mailbox::new()).unzip();
         let mut listeners = Vec::new();
-        for address in &config.listen {
+        let doors = [
+            (Door::Main, &config.listen),
+            (Door::Primary, &config.listen_primary),
+            (Door::ReadOnly, &config.listen_read_only),
+        ];
+        for (door, address) in doors.iter().flat_map(|(door, all)| all.iter().map(|address| (*door, address))) {
             let listener = TcpListener::bind(address).await.map_err(|error| {
                 Trouble::port_taken(
                     format!("the router cannot listen on {address}"),
@@ -142,7 +152,7 @@ impl Router {
                 )
                 .because(error)
             })?;
-            listeners.push(listener);
+            listeners.push((listener, door));
         }
         let (sender, _) = watch::channel(topology.borrow().clone());
         let global = Arc::new(Global {
@@ -151,6 +161,7 @@ impl Router {
             clients: AtomicUsize::new(0),
             seed: random(),
             paused: AtomicBool::new(false),
+            reloads: watch::channel(0).0,
             held: watch::channel(Epoch(0)).0,
             stats: stats::Stats::new(workers),
             catalog_changes: AtomicU64::new(0),
@@ -166,9 +177,11 @@ impl Router {
                 Trouble::os("a thread of the router cannot be started", "see the limits of this user").because(error)
             })?);
         }
-        let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-        let mut acceptors: Vec<_> =
-            listeners.into_iter().map(|listener| tokio::spawn(accept(listener, global.clone()))).collect();
+        let addresses = listeners.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect();
+        let mut acceptors: Vec<_> = listeners
+            .into_iter()
+            .map(|(listener, door)| tokio::spawn(accept(listener, door, global.clone())))
+            .collect();
         acceptors.push(tokio::spawn(pass_on(topology, global.clone())));
         acceptors.push(tokio::spawn(hold(global.clone())));
         Ok(Router { global, addresses, acceptors, threads })
@@ -181,6 +194,11 @@ impl Router {
         for pool in self.global.all_pools() {
             pool.set_limit(pool_size);
         }
+    }
+
+    /// Changes when an administrator wants the configuration read again (`RELOAD`): whoever owns it calls `reload`.
+    pub fn reloads(&self) -> watch::Receiver<u64> {
+        self.global.reloads.subscribe()
     }
 
     /// Where it listens.
@@ -285,7 +303,7 @@ async fn is_quiet(global: &Global, epoch: Epoch) -> bool {
 
 /// Gives each client to the worker with the fewest: better balanced than leaving it to the kernel, which goes by
 /// address and port.
-async fn accept(listener: TcpListener, global: Arc<Global>) {
+async fn accept(listener: TcpListener, door: Door, global: Arc<Global>) {
     loop {
         let socket = match listener.accept().await {
             Ok((socket, _)) => socket,
@@ -301,7 +319,7 @@ async fn accept(listener: TcpListener, global: Arc<Global>) {
         let index = quietest.unwrap_or(0);
         global.load[index].fetch_add(1, Ordering::Relaxed);
         global.clients.fetch_add(1, Ordering::SeqCst);
-        global.mail[index].post(Mail::Client(socket));
+        global.mail[index].post(Mail::Client(socket, door));
     }
 }
 

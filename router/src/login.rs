@@ -1,6 +1,6 @@
 //! A client from its first byte to its first ReadyForQuery.
 
-use crate::config::{ClientAuth, Secret};
+use crate::config::{ClientAuth, Door, Secret};
 use crate::obtain::{self, Failure};
 use crate::pool::Pool;
 use crate::refusal::Refusal;
@@ -9,6 +9,7 @@ use crate::server::{Reported, read_message};
 use crate::session::{ClientEntry, Session};
 use crate::settings::Settings;
 use crate::stream::Stream;
+use crate::wishes::{self, Wish, Wishes};
 use crate::worker::Worker;
 use std::io;
 use std::rc::Rc;
@@ -57,22 +58,22 @@ impl From<Refusal> for Out {
 }
 
 /// Serves one client from beginning to end.
-pub async fn serve(worker: Rc<Worker>, socket: std::net::TcpStream) {
+pub async fn serve(worker: Rc<Worker>, socket: std::net::TcpStream, door: Door) {
     let _counted = Counted { worker: worker.clone() };
     let Ok(socket) = TcpStream::from_std(socket) else { return };
     let _ = socket.set_nodelay(true);
     let limit = worker.config().login_timeout;
     // Boxed, so that a client that only waits does not carry the memory of its login.
-    if let Ok(Some(session)) = tokio::time::timeout(limit, Box::pin(enter(worker, socket))).await {
+    if let Ok(Some(session)) = tokio::time::timeout(limit, Box::pin(enter(worker, socket, door))).await {
         session.run().await;
     }
 }
 
-async fn enter(worker: Rc<Worker>, socket: TcpStream) -> Option<Box<Session>> {
+async fn enter(worker: Rc<Worker>, socket: TcpStream, door: Door) -> Option<Box<Session>> {
     let mut stream = encrypt_at_once(&worker, socket).await?;
-    match log_in(&worker, &mut stream).await {
-        Ok(Admitted { entry, settings, reported, mode }) => {
-            Some(Box::new(Session::new(worker, entry, stream, settings, &reported, mode)))
+    match log_in(&worker, &mut stream, door).await {
+        Ok(Admitted { entry, settings, reported, mode, wishes }) => {
+            Some(Box::new(Session::new(worker, entry, stream, settings, &reported, mode, (door, wishes))))
         }
         Err(Out::Replication(server)) => {
             tokio::task::spawn_local(replicate(worker, stream, server));
@@ -124,9 +125,10 @@ struct Admitted {
     settings: Arc<Settings>,
     reported: Arc<Reported>,
     mode: crate::config::PoolMode,
+    wishes: Wishes,
 }
 
-async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Out> {
+async fn log_in(worker: &Rc<Worker>, stream: &mut Stream, door: Door) -> Result<Admitted, Out> {
     let config = worker.config();
     let start = opening(worker, stream).await?;
     if config.client_tls.as_ref().is_some_and(|tls| tls.require) && !stream.is_tls() {
@@ -155,7 +157,13 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Ou
             Err(Refusal::authentication(format!("user \"{user}\" may not use the console")).sqlstate("42501").into())
         };
     }
-    let (settings, reported) = welcome(worker, &database, &user, settings_of(&start)?).await?;
+    let mut settings = settings_of(&start)?;
+    let by_user = config.user_wishes.get(&user).copied().unwrap_or_default();
+    let wishes = wishes_of(&mut settings)?.or(by_user);
+    if door == Door::ReadOnly {
+        settings.0.entry("default_transaction_read_only".to_owned()).or_insert_with(|| crate::settings::literal("on"));
+    }
+    let (settings, reported) = welcome(worker, &database, &user, settings).await?;
     let account = worker.account(&database, &user);
     let entry = worker.register(|pid| ClientEntry::new(pid, account));
     let mut out = Vec::new();
@@ -169,7 +177,7 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream) -> Result<Admitted, Ou
         worker.unregister(entry.pid);
         return Err(error.into());
     }
-    Ok(Admitted { entry, settings, reported, mode: config.mode })
+    Ok(Admitted { entry, settings, reported, mode: config.mode, wishes })
 }
 
 /// A connection to the primary for a client that speaks the replication protocol: its own, with the client's words.
@@ -381,6 +389,21 @@ fn settings_of(start: &Start) -> Result<Settings, Refusal> {
         settings.0.insert(name, written);
     }
     Ok(settings)
+}
+
+/// Takes out what the client wishes of the router itself.
+fn wishes_of(settings: &mut Settings) -> Result<Wishes, Refusal> {
+    let ours: Vec<String> = settings.0.keys().filter(|name| name.starts_with(wishes::PREFIX)).cloned().collect();
+    let mut wished = Wishes::default();
+    for name in ours {
+        let written = settings.0.remove(&name).unwrap_or_default();
+        let text = written.trim_matches('\'');
+        match Wish::parse(&name, Some(text)) {
+            Ok(wish) => wished.grant(wish, Wishes::default()),
+            Err(bad) => return Err(Refusal::own_setting(bad.1).sqlstate(bad.0)),
+        }
+    }
+    Ok(wished)
 }
 
 fn is_name(name: &str) -> bool {

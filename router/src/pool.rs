@@ -15,7 +15,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Waker};
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -68,11 +68,20 @@ pub struct SharedPool {
     /// Which pool.
     pub key: PoolKey,
     limit: AtomicUsize,
+    /// Connections made before this are not used again, in nanoseconds since `BEGINNING`; 0: none was said to be.
+    stale_before: AtomicU64,
     total: AtomicUsize,
     waiting: AtomicUsize,
     idle: Vec<AtomicUsize>,
     queue: Mutex<VecDeque<Ticket>>,
     mail: Arc<[Mailbox]>,
+}
+
+/// What moments are counted from.
+static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn nanos(at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(*BEGINNING).as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
 /// A place in the budget of a pool; given back when dropped, with the connection that stands in it.
@@ -95,7 +104,10 @@ impl Drop for Slot {
 impl SharedPool {
     /// An empty pool.
     pub fn new(key: PoolKey, config: &Config, mail: Arc<[Mailbox]>) -> SharedPool {
+        // Before any connection.
+        LazyLock::force(&BEGINNING);
         SharedPool {
+            stale_before: AtomicU64::new(0),
             key,
             limit: AtomicUsize::new(config.pool_size),
             total: AtomicUsize::new(0),
@@ -104,6 +116,17 @@ impl SharedPool {
             queue: Mutex::new(VecDeque::new()),
             mail,
         }
+    }
+
+    /// What is connected now is closed as soon as it is free.
+    pub fn reconnect(&self) {
+        self.stale_before.store(nanos(Instant::now()), SeqCst);
+    }
+
+    /// Whether a connection is not to be used again.
+    pub fn is_stale(&self, server: &Server) -> bool {
+        let before = self.stale_before.load(SeqCst);
+        before != 0 && nanos(server.born) < before
     }
 
     /// Another limit; connections above it go when they are released.
@@ -226,6 +249,9 @@ impl Pool {
         loop {
             let mut server = self.idle.borrow_mut().pop()?;
             self.shared.idle[self.worker].fetch_sub(1, SeqCst);
+            if self.shared.is_stale(&server) {
+                continue;
+            }
             if server.still_idle(&mut Context::from_waker(Waker::noop())) {
                 return Some(server);
             }
@@ -236,7 +262,11 @@ impl Pool {
     /// Gives a connection to whoever waits longest, or keeps it.
     pub fn put(&self, mut server: Box<Server>, config: &Config, now: Instant) {
         let over = self.shared.total() > self.shared.limit.load(SeqCst);
-        if self.retired.get() || over || now.duration_since(server.born) > config.server_lifetime {
+        if self.retired.get()
+            || over
+            || self.shared.is_stale(&server)
+            || now.duration_since(server.born) > config.server_lifetime
+        {
             return;
         }
         server.used = now;

@@ -7,6 +7,7 @@ use crate::reads::Reading;
 use crate::server;
 use crate::worker::Worker;
 use model::{Lsn, NodeId};
+use routing::Level;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
@@ -27,7 +28,7 @@ impl Drop for Waiting<'_> {
 
 /// Waits until a replica may serve the session's next read, at most as long as reads wait for that. In vain: for a moment
 /// its reads go to the primary without waiting.
-pub async fn caught_up(worker: &Rc<Worker>, account: &Rc<Account>, reading: &mut Reading) {
+pub async fn caught_up(worker: &Rc<Worker>, account: &Rc<Account>, reading: &mut Reading, level: Level) {
     let config = worker.config();
     let deadline = (Instant::now() + config.read_wait).into();
     worker.reads.borrow_mut().waiting += 1;
@@ -39,11 +40,11 @@ pub async fn caught_up(worker: &Rc<Worker>, account: &Rc<Account>, reading: &mut
     loop {
         let mut heard = std::pin::pin!(worker.positions.notified());
         heard.as_mut().enable();
-        if worker.reads.borrow_mut().would_serve(reading, &config) {
+        if worker.reads.borrow_mut().would_serve(reading, &config, level) {
             return;
         }
         if timeout_at(deadline, heard).await.is_err() {
-            worker.reads.borrow().give_up(reading);
+            worker.reads.borrow().give_up(reading, level);
             return;
         }
     }

@@ -11,6 +11,7 @@ use routing::balance::{Micros, WEIGHT_DEFAULT};
 use routing::consistency::{Ack, Ask, Health, History, Memory, Need, Replica, Requirement, Sampler, Why, eligible};
 use routing::token::{Point, rounded};
 use routing::{Balancer, Candidate, Catalog, Level, Policy};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct Reads {
     replicas: Vec<Replica>,
     addresses: Vec<(NodeId, NodeAddr)>,
     balancer: Balancer,
+    /// Weights of replicas by name.
+    weights: BTreeMap<String, u32>,
     history: History,
     /// Reads that wait for a replica to catch up.
     pub waiting: usize,
@@ -48,16 +51,22 @@ pub struct Reads {
 }
 
 /// What one session remembers for its reads.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
     memory: Memory,
-    retry_after: Moment,
+    /// Until then reads at this level go to the primary.
+    retry_after: (Moment, Level),
 }
 
 impl Reading {
     /// What the session must keep seeing.
     pub fn memory(&self) -> Memory {
         self.memory
+    }
+
+    /// It must see this from now on: a token came in.
+    pub fn import(&mut self, point: Point) {
+        self.memory.import(point);
     }
 }
 
@@ -86,7 +95,7 @@ pub enum ReadTarget {
 
 impl Reads {
     /// Nothing is known yet.
-    pub fn new(topology: &Topology) -> Reads {
+    pub fn new(topology: &Topology, config: &Config) -> Reads {
         let mut reads = Reads {
             began: Instant::now(),
             seed: u64::from_ne_bytes(crate::random()),
@@ -94,13 +103,21 @@ impl Reads {
             sampler: Sampler::new(topology.epoch),
             replicas: Vec::new(),
             addresses: Vec::new(),
-            balancer: Balancer::new(Policy::default()),
+            balancer: Balancer::new(policy(config)),
+            weights: config.weights.clone(),
             history: History::default(),
             waiting: 0,
             asked: Vec::new(),
         };
         reads.told(topology);
         reads
+    }
+
+    /// Takes another configuration; what is known of the replicas stays.
+    pub fn configure(&mut self, topology: &Topology, config: &Config) {
+        self.balancer.set_policy(policy(config));
+        self.weights.clone_from(&config.weights);
+        self.told(topology);
     }
 
     fn now(&self) -> Moment {
@@ -140,7 +157,8 @@ impl Reads {
             // Without a position there is nothing to hold a read against.
             let (Some(replayed), Some(timeline)) = (replica.replayed, replica.timeline) else { continue };
             let age = replica.position_age.unwrap_or(Millis(u64::MAX / 2));
-            self.balancer.join(replica.id, replica.site.clone(), WEIGHT_DEFAULT, now);
+            let weight = self.weights.get(&replica.name).copied().unwrap_or(WEIGHT_DEFAULT);
+            self.balancer.join(replica.id, replica.site.clone(), weight, now);
             self.addresses.push((replica.id, replica.addr.clone()));
             let mut told = Replica {
                 node: replica.id,
@@ -198,12 +216,13 @@ impl Reads {
     }
 
     /// Where the next read of a session goes.
-    pub fn target(&mut self, session: &mut Reading, config: &Config, now: Instant) -> ReadTarget {
+    pub fn target(&mut self, session: &mut Reading, config: &Config, level: Level, now: Instant) -> ReadTarget {
         let now = self.at(now);
-        if now < session.retry_after || self.replicas.is_empty() {
+        let (retry_after, tried) = session.retry_after;
+        if (now < retry_after && tried == level) || self.replicas.is_empty() {
             return ReadTarget::Primary;
         }
-        let requirement = match self.requirement(session, config, now) {
+        let requirement = match self.requirement(session, config, level, now) {
             Need::Primary(_) => return ReadTarget::Primary,
             Need::Position(ack) => return ReadTarget::Position(ack),
             Need::Replica(requirement) => requirement,
@@ -221,15 +240,15 @@ impl Reads {
             if waits && self.candidates.is_empty() && !config.read_wait.is_zero() {
                 return ReadTarget::Wait;
             }
-            session.retry_after = now.plus(RETRY_AFTER);
+            session.retry_after = (now.plus(RETRY_AFTER), level);
             return ReadTarget::Primary;
         };
         let seen = requirement.only.and_then(|_| session.memory.unproven());
         ReadTarget::Replica(Choice { node: choice.node, floor: requirement.floor.map(|floor| floor.lsn), seen })
     }
 
-    fn requirement(&self, session: &mut Reading, config: &Config, now: Moment) -> Need {
-        let level = if unchecked() { Level::Eventual } else { config.consistency };
+    fn requirement(&self, session: &mut Reading, config: &Config, level: Level, now: Moment) -> Need {
+        let level = if unchecked() { Level::Eventual } else { level };
         match session.memory.need(level, &self.sampler, &self.replicas, now) {
             Need::Replica(requirement) => {
                 Need::Replica(Requirement { lag_max: config.lag_max, epoch: self.sampler.epoch(), ..requirement })
@@ -239,8 +258,8 @@ impl Reads {
     }
 
     /// Whether a read that waits need wait no more: a replica may serve it, or none will.
-    pub fn would_serve(&mut self, session: &mut Reading, config: &Config) -> bool {
-        match self.requirement(session, config, self.now()) {
+    pub fn would_serve(&mut self, session: &mut Reading, config: &Config, level: Level) -> bool {
+        match self.requirement(session, config, level, self.now()) {
             Need::Replica(wanted) => {
                 self.replicas.iter().any(|replica| eligible(replica, &wanted, &self.history).is_ok())
             }
@@ -248,9 +267,26 @@ impl Reads {
         }
     }
 
+    /// The replicas that may serve a read of the session now.
+    pub fn fit(&mut self, mut session: Reading, config: &Config, level: Level) -> Vec<NodeId> {
+        let Need::Replica(wanted) = self.requirement(&mut session, config, level, self.now()) else {
+            return Vec::new();
+        };
+        let fit = |replica: &&Replica| eligible(replica, &wanted, &self.history).is_ok();
+        self.replicas.iter().filter(fit).map(|replica| replica.node).collect()
+    }
+
+    /// The acknowledgement behind which a position of the primary is wanted, so that the session's own is known.
+    pub fn unsampled(&self, session: &mut Reading) -> Option<Ack> {
+        match session.memory.need(Level::Session, &self.sampler, &self.replicas, self.now()) {
+            Need::Position(ack) => Some(ack),
+            Need::Replica(_) | Need::Primary(_) => None,
+        }
+    }
+
     /// A read waited in vain: for a moment its session reads on the primary.
-    pub fn give_up(&self, session: &mut Reading) {
-        session.retry_after = self.now().plus(WAIT_AGAIN_AFTER);
+    pub fn give_up(&self, session: &mut Reading, level: Level) {
+        session.retry_after = (self.now().plus(WAIT_AGAIN_AFTER), level);
     }
 
     /// Whether a connection, made at `born` when its server had replayed `birth`, leads to the server that the choice was
@@ -298,6 +334,11 @@ impl Reads {
             session.memory.on_primary(&mut self.sampler);
         }
     }
+}
+
+/// How replicas are picked.
+fn policy(config: &Config) -> Policy {
+    Policy { method: config.balance, site: config.site.clone(), ..Policy::default() }
 }
 
 /// Whether both are one server on one timeline, between two restarts of it.
@@ -461,7 +502,7 @@ mod tests {
 
     #[test]
     fn an_answer_of_the_replica_is_kept_until_something_newer_is_told_or_its_server_restarts() {
-        let mut reads = Reads::new(&told(100, 1));
+        let mut reads = Reads::new(&told(100, 1), &Config::default());
         reads.began -= Duration::from_secs(60);
         reads.told(&told(100, 1));
         let known = reads.replica(NODE).expect("known");
@@ -488,7 +529,7 @@ mod tests {
 
     #[test]
     fn a_connection_to_a_server_that_came_back_from_a_crash_is_not_read_on() {
-        let mut reads = Reads::new(&told(100, 1));
+        let mut reads = Reads::new(&told(100, 1), &Config::default());
         reads.began -= Duration::from_secs(60);
         reads.told(&told(100, 1));
         let now = Instant::now();
@@ -510,7 +551,7 @@ mod tests {
 
     #[test]
     fn a_replica_is_asked_by_one_task_at_a_time() {
-        let mut reads = Reads::new(&told(100, 1));
+        let mut reads = Reads::new(&told(100, 1), &Config::default());
         assert_eq!(reads.unasked(), [NODE]);
         assert_eq!(reads.unasked(), []);
         reads.asked_enough(NODE);

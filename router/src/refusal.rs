@@ -53,6 +53,8 @@ refusals! {
     server_login = "ST4011" "08001" "the server's log says more; the router's secret for this user may be old";
     /// State of the session is gone with its server.
     session_lost = "ST4012" "57P02" "temporary tables, session locks and open cursors are gone; make them again or reconnect";
+    /// A setting of the router itself.
+    own_setting = "ST4014" "22023" "docs/router.md lists the settings `stemma.*` and their values";
     /// An administrator said so.
     killed = "ST4013" "57P01" "an administrator closed this connection";
 }

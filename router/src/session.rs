@@ -1,15 +1,17 @@
 //! One client that is logged in: its bytes go to a server and back. A turn does everything that can be done without
 //! waiting; what must be waited for (a free server) is done between turns.
 
+mod asked;
 mod lost;
 mod pump;
 mod resolve;
 mod target;
 
 use crate::account::Account;
-use crate::config::PoolMode;
+use crate::config::{Door, PoolMode};
 use crate::exchange::Exchange;
 use crate::obtain::{self, Failure};
+use crate::own::Own;
 use crate::pool::Pool;
 use crate::prepared::ClientStatements;
 use crate::probe;
@@ -19,11 +21,12 @@ use crate::server::{CancelKey, Reported, Server};
 use crate::settings::Settings;
 use crate::stats::Stage;
 use crate::stream::Stream;
+use crate::wishes::Wishes;
 use crate::worker::{CatalogEntry, Worker};
 use model::NodeId;
 use routing::consistency::{Ack, Memory};
 use routing::outcome::InDoubt;
-use routing::{Encoding, Level, Lexing, Reason};
+use routing::{Encoding, Hint, Level, Lexing, Reason};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -178,6 +181,14 @@ pub struct Session {
     timed: Option<(Instant, Instant)>,
     /// The server that is attached was given the client's settings.
     settled: bool,
+    /// What it has prepared for the router itself, where there is anything.
+    own: Option<Box<Own>>,
+    /// A position of the primary behind this is wanted, before the session can say where it is.
+    position_wanted: Option<Ack>,
+    /// What a comment in the statement at hand says of it.
+    hint: RefCell<Option<Box<Hint>>>,
+    /// What it was let in for.
+    door: Door,
     /// The time, as this turn knows it: read when bytes come and go, not at every use.
     clock: Instant,
 }
@@ -191,21 +202,18 @@ impl Session {
         settings: Arc<Settings>,
         reported: &Reported,
         mode: PoolMode,
+        (door, wishes): (Door, Wishes),
     ) -> Session {
         let account = &entry.account;
         let catalog = worker.catalog(&account.database);
         let now = Instant::now();
-        let config = worker.config();
-        if config.split && matches!(config.consistency, Level::Bounded(_)) && !worker.observing.replace(true) {
-            let (database, user) = (account.database.clone(), account.user.clone());
-            tokio::task::spawn_local(reads::observe(worker.clone(), database, user));
-        }
-        if config.split && catalog.is_due(now) {
+        let split = door.splits(&worker.config());
+        if split && catalog.is_due(now) {
             catalog.mark_read(now, &account.user);
             let (database, user) = (account.database.clone(), account.user.clone());
             tokio::task::spawn_local(reads::load_catalog(worker.clone(), database, user));
         }
-        Session {
+        let session = Session {
             generation: worker.generation(),
             worker,
             entry,
@@ -214,7 +222,7 @@ impl Session {
             unread: false,
             outbox: Vec::new(),
             server: None,
-            exchange: Exchange::new(settings),
+            exchange: Exchange::new(settings, wishes),
             statements: ClientStatements::default(),
             mode,
             pool: None,
@@ -235,7 +243,29 @@ impl Session {
             why: Reason::Control,
             timed: None,
             settled: false,
+            own: None,
+            position_wanted: None,
+            hint: RefCell::default(),
+            door,
             clock: now,
+        };
+        if split && matches!(session.level(), Level::Bounded(_)) {
+            session.observe();
+        }
+        session
+    }
+
+    /// Whether its reads may go to replicas.
+    fn splits(&self) -> bool {
+        self.mode == PoolMode::Transaction && self.door.splits(&self.worker.global.config.load())
+    }
+
+    /// From now on the primary's position is looked at all the time: `bounded` reads are held against it.
+    fn observe(&self) {
+        if !self.worker.observing.replace(true) {
+            let account = &self.entry.account;
+            let (database, user) = (account.database.clone(), account.user.clone());
+            tokio::task::spawn_local(reads::observe(self.worker.clone(), database, user));
         }
     }
 
@@ -263,9 +293,10 @@ impl Session {
                     self.primary_only |= !found;
                 }
                 Turn::CatchUp => {
+                    let level = self.level();
                     let (account, since) = (self.entry.account.clone(), Instant::now());
                     self.entry.waits.set(Some(since));
-                    Box::pin(probe::caught_up(&self.worker, &account, &mut self.reading)).await;
+                    Box::pin(probe::caught_up(&self.worker, &account, &mut self.reading, level)).await;
                     self.entry.waits.set(None);
                     self.worker.stats().took(Stage::Queue, since.elapsed());
                 }
@@ -390,7 +421,7 @@ impl Session {
 
     /// A replica that was chosen did not serve.
     fn read_failed(&mut self, node: NodeId) {
-        let (level, now) = (self.worker.config().consistency, Instant::now());
+        let (level, now) = (self.level(), Instant::now());
         self.worker.reads.borrow_mut().on_replica(&mut self.reading, node, now..now, level, true);
     }
 

@@ -2,6 +2,7 @@
 //! to its server (rules P-8 to P-11, section 3.3). Pure: told of every effect that came true.
 
 use crate::settings::{Settings, literal};
+use crate::wishes::{self, Wish, Wishes};
 use routing::route::{Bytes, Discard, Isolation, Modes, Untracked, Value};
 use routing::{Effect, Standing};
 use std::collections::BTreeSet;
@@ -63,7 +64,12 @@ pub struct State {
     committed: Arc<Settings>,
     /// Settings of the first message that a RESET made the server's own; they have to be made again.
     unmade: BTreeSet<String>,
-    savepoints: Vec<(Bytes, Arc<Settings>)>,
+    savepoints: Vec<(Bytes, Arc<Settings>, Wishes)>,
+    /// What it wishes of the router: at first, as of now, as of the last commit, and until the end of the transaction.
+    wishes_startup: Wishes,
+    wishes: Wishes,
+    wishes_committed: Wishes,
+    wishes_local: Wishes,
     /// A statement failed since the last ReadyForQuery.
     failed: bool,
     standing: Standing,
@@ -79,8 +85,12 @@ pub struct State {
 
 impl State {
     /// A session that has done nothing yet.
-    pub fn new(startup: Arc<Settings>) -> State {
+    pub fn new(startup: Arc<Settings>, wishes: Wishes) -> State {
         State {
+            wishes_startup: wishes,
+            wishes,
+            wishes_committed: wishes,
+            wishes_local: Wishes::default(),
             settings: startup.clone(),
             committed: startup.clone(),
             startup,
@@ -178,6 +188,7 @@ impl State {
     /// The transaction turned out to be committed although its server did not say so.
     pub fn committed_after_all(&mut self) {
         self.committed = self.settings.clone();
+        self.wishes_committed = self.wishes;
         self.savepoints.clear();
     }
 
@@ -185,7 +196,25 @@ impl State {
     pub fn for_routing(&self) -> routing::Session {
         let by_default = self.settings.0.get("default_transaction_isolation");
         let serializable = self.serializable || by_default.is_some_and(|value| value.contains("serializable"));
-        routing::Session { standing: self.standing, serializable, pinned: self.is_pinned(), route: None }
+        let route = self.wishes().route;
+        routing::Session { standing: self.standing, serializable, pinned: self.is_pinned(), route }
+    }
+
+    /// What it wishes of the router.
+    pub fn wishes(&self) -> Wishes {
+        self.wishes_local.or(self.wishes)
+    }
+
+    /// Grants a wish; `local`: until the end of the transaction, where one is open.
+    pub fn wish(&mut self, wish: Wish, local: bool) {
+        if !local {
+            self.wishes.grant(wish, self.wishes_startup);
+            if self.standing == Standing::Idle {
+                self.wishes_committed = self.wishes;
+            }
+        } else if self.standing != Standing::Idle {
+            self.wishes_local.grant(wish, self.wishes_startup);
+        }
     }
 
     /// Whether the client itself asked for transactions that only read: that a write is refused says nothing of the
@@ -211,7 +240,9 @@ impl State {
                 self.roll_back();
             } else {
                 self.committed = self.settings.clone();
+                self.wishes_committed = self.wishes;
             }
+            self.wishes_local = Wishes::default();
             self.savepoints.clear();
             self.standing = Standing::Idle;
             self.serializable = false;
@@ -221,6 +252,8 @@ impl State {
 
     fn roll_back(&mut self) {
         self.settings = self.committed.clone();
+        self.wishes = self.wishes_committed;
+        self.wishes_local = Wishes::default();
         self.savepoints.clear();
     }
 
@@ -234,19 +267,22 @@ impl State {
             Effect::Commit { .. } if tag.starts_with(b"ROLLBACK") => self.roll_back(),
             Effect::Commit { .. } => {
                 self.committed = self.settings.clone();
+                self.wishes_committed = self.wishes;
+                self.wishes_local = Wishes::default();
                 self.savepoints.clear();
             }
             Effect::Rollback { .. } => self.roll_back(),
-            Effect::Savepoint(name) => self.savepoints.push((name.clone(), self.settings.clone())),
+            Effect::Savepoint(name) => self.savepoints.push((name.clone(), self.settings.clone(), self.wishes)),
             Effect::RollbackTo(name) => {
-                if let Some(place) = self.savepoints.iter().rposition(|(known, _)| known == name) {
+                if let Some(place) = self.savepoints.iter().rposition(|(known, ..)| known == name) {
                     self.savepoints.truncate(place + 1);
                     self.settings = self.savepoints[place].1.clone();
+                    self.wishes = self.savepoints[place].2;
                 }
                 self.failed = false;
             }
             Effect::Release(name) => {
-                if let Some(place) = self.savepoints.iter().rposition(|(known, _)| known == name) {
+                if let Some(place) = self.savepoints.iter().rposition(|(known, ..)| known == name) {
                     self.savepoints.truncate(place);
                 }
             }
@@ -340,6 +376,13 @@ impl State {
             self.untracked |= !matches!(value, Value::Default);
             return;
         };
+        if key.starts_with(wishes::PREFIX) {
+            // By `set_config`, which the server has answered: what it cannot mean is not taken for anything.
+            if let Some(Ok(wish)) = wishes::text(value).map(|text| Wish::parse(key, text)) {
+                self.wish(wish, false);
+            }
+            return;
+        }
         // Settings of the transaction itself end with it.
         if matches!(key, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable") {
             return;
@@ -359,6 +402,7 @@ impl State {
 
     fn reset(&mut self, name: Option<&Bytes>) {
         let Some(name) = name else {
+            self.wishes = self.wishes_startup;
             let mut settings = Settings::clone(&self.startup);
             self.unmade.extend(self.startup.0.keys().cloned());
             // Who one is outlives RESET ALL.
@@ -398,6 +442,7 @@ impl State {
             Discard::All => {
                 self.server_lost();
                 self.settings = self.startup.clone();
+                self.wishes = self.wishes_startup;
                 self.unmade.extend(self.startup.0.keys().cloned());
                 Consequence::AllDeallocated
             }
@@ -422,7 +467,7 @@ mod tests {
     /// Plays statements that all succeed, each with the transaction's state after it; `!` before a statement makes it
     /// fail. What the settings are in the end.
     fn play(script: &[(&str, u8)]) -> State {
-        let mut state = State::new(Arc::new(Settings([("timezone".into(), "'UTC'".into())].into())));
+        let mut state = State::new(Arc::new(Settings([("timezone".into(), "'UTC'".into())].into())), Wishes::default());
         for (sql, status) in script {
             match sql.strip_prefix('!') {
                 Some(_) => state.failed(),

@@ -4,7 +4,7 @@
 use crate::Global;
 use crate::account::Account;
 use crate::admin::ClientRow;
-use crate::config::Config;
+use crate::config::{Config, Door};
 use crate::login;
 use crate::out::Out;
 use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool, Waiters};
@@ -39,8 +39,8 @@ const CLIENT_BITS: u32 = 22;
 
 /// What other threads tell a worker.
 pub enum Mail {
-    /// A new client.
-    Client(std::net::TcpStream),
+    /// A new client, and by which listener it came.
+    Client(std::net::TcpStream, Door),
     /// What a waiting client of this worker is given.
     Grant {
         /// The client's ticket.
@@ -193,7 +193,7 @@ fn memo_key() -> Key {
 impl Worker {
     fn new(index: usize, global: Arc<Global>) -> Rc<Worker> {
         let topology = Arc::new(global.topology.borrow().clone());
-        let reads = RefCell::new(Reads::new(&topology));
+        let reads = RefCell::new(Reads::new(&topology, &global.config.load()));
         Rc::new(Worker {
             index,
             global,
@@ -415,9 +415,9 @@ impl Worker {
     async fn read_mail(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Mail>) {
         while let Some(mail) = inbox.recv().await {
             match mail {
-                Mail::Client(socket) => {
+                Mail::Client(socket, door) => {
                     let worker = self.clone();
-                    tokio::task::spawn_local(async move { login::serve(worker, socket).await });
+                    tokio::task::spawn_local(async move { login::serve(worker, socket, door).await });
                 }
                 Mail::Grant { ticket, grant } => self.grant(ticket, grant),
                 Mail::Lend(shared) => {
@@ -509,10 +509,15 @@ impl Worker {
     }
 
     async fn sweep(self: Rc<Self>) {
+        let mut configured = self.config();
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
             let (config, now) = (self.config(), Instant::now());
-            if config.split {
+            if !Arc::ptr_eq(&config, &configured) {
+                self.reads.borrow_mut().configure(&self.topology(), &config);
+                configured = config.clone();
+            }
+            if config.splits() {
                 self.read_catalogs(now);
             }
             self.accounts.borrow_mut().retain(|_, account| match account.upgrade() {
@@ -526,7 +531,8 @@ impl Worker {
             for pool in pools {
                 let mut context = std::task::Context::from_waker(std::task::Waker::noop());
                 pool.drop_idle(|server| {
-                    now.duration_since(server.used) > config.server_idle_max
+                    pool.shared.is_stale(server)
+                        || now.duration_since(server.used) > config.server_idle_max
                         || now.duration_since(server.born) > config.server_lifetime
                         || !server.still_idle(&mut context)
                 });

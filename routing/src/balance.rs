@@ -136,6 +136,11 @@ impl Balancer {
         Balancer { policy, seats: Vec::new() }
     }
 
+    /// Another way to pick; what is remembered of the replicas stays.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
     /// A replica joined, or its site or weight changed. One that is new begins with a small share.
     pub fn join(&mut self, node: NodeId, site: Option<Site>, weight: u32, now: Moment) {
         if let Some(seat) = self.seats.iter_mut().find(|seat| seat.node == node) {

@@ -374,13 +374,18 @@ pub async fn run(path: &std::path::Path) -> Result<(), Trouble> {
     };
     notify(&[NotifyState::Ready]);
     let mut watchdog = tokio::time::interval(WATCHDOG_INTERVAL);
+    let mut reloads = front.as_ref().map(router::Router::reloads);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
                 reload(&keeper, path, &mut file);
-                reload_router(front.as_ref(), file.router.as_ref());
+                reload_router(front.as_ref(), file.router.as_ref(), &file.site);
+            }
+            () = wanted(&mut reloads) => {
+                reload(&keeper, path, &mut file);
+                reload_router(front.as_ref(), file.router.as_ref(), &file.site);
             }
             _ = watchdog.tick() => {
                 if keeper.since_turn() < STUCK_AFTER {
@@ -401,9 +406,20 @@ pub async fn run(path: &std::path::Path) -> Result<(), Trouble> {
     if file.stop_database { stop_database(keeper.config()).await } else { Ok(()) }
 }
 
-fn reload_router(front: Option<&router::Router>, section: Option<&Section>) {
+/// Ends when the router's console is told to reload.
+async fn wanted(reloads: &mut Option<tokio::sync::watch::Receiver<u64>>) {
+    let asked = match reloads {
+        Some(reloads) => reloads.changed().await.is_ok(),
+        None => false,
+    };
+    if !asked {
+        std::future::pending().await
+    }
+}
+
+fn reload_router(front: Option<&router::Router>, section: Option<&Section>, site: &model::Site) {
     if let (Some(router), Some(section)) = (front, section) {
-        match section.config() {
+        match section.config(Some(site)) {
             Ok(config) => router.reload(config),
             Err(trouble) => tracing::error!(%trouble, "the router's configuration stays as it was"),
         }

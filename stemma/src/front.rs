@@ -77,7 +77,7 @@ fn lateness(view: &Topology) -> (model::Epoch, u8) {
 
 /// A router that is told by the keeper of its own node.
 pub async fn beside(keeper: &Arc<Keeper>, section: &Section) -> Result<Router, Trouble> {
-    let config = section.config()?;
+    let config = section.config(Some(&keeper.config().site))?;
     let view = |keeper: &Keeper| {
         let (state, status) = (keeper.state()?, keeper.status()?);
         Some(topology(&model::Topology::of(&state, &status)))
@@ -133,7 +133,7 @@ pub async fn alone(path: Option<&Path>) -> Result<(), Trouble> {
         .collect::<Result<_, Trouble>>()?;
     let (sender, receiver) = watch::channel(Topology::default());
     let sender = Arc::new(sender);
-    let router = Router::start(file.router.config()?, receiver).await?;
+    let router = Router::start(file.router.config(None)?, receiver).await?;
     tracing::info!(addresses = ?router.addresses(), "router listens");
     if let Some(listen) = file.router.metrics() {
         tell_metrics(listen, router.meter()).await?;
@@ -146,14 +146,17 @@ pub async fn alone(path: Option<&Path>) -> Result<(), Trouble> {
     let on = |kind| signal(kind).map_err(|error| Trouble::os("signals cannot be received", "").because(error));
     let (mut terminate, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
     let mut hangup = on(SignalKind::hangup())?;
+    let mut reloads = router.reloads();
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => match router_file::load(path).and_then(|file| file.router.config()) {
-                Ok(config) => router.reload(config),
-                Err(trouble) => tracing::error!(%trouble, "the configuration stays as it was"),
-            },
+            _ = hangup.recv() => {}
+            _ = reloads.changed() => {}
+        }
+        match router_file::load(path).and_then(|file| file.router.config(None)) {
+            Ok(config) => router.reload(config),
+            Err(trouble) => tracing::error!(%trouble, "the configuration stays as it was"),
         }
     }
 }

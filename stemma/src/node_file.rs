@@ -120,11 +120,11 @@ impl NodeFile {
             ("[dns]", self.dns != new.dns),
             ("[floating_ip]", self.floating_ip != new.floating_ip),
             ("[consensus]", self.consensus != new.consensus),
-            ("router.listen", self.router_listen() != new.router_listen()),
+            ("router.listen*", self.router_listen() != new.router_listen()),
         ];
         pairs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
     }
-    fn router_listen(&self) -> Option<Vec<SocketAddr>> {
+    fn router_listen(&self) -> Option<[Vec<SocketAddr>; 3]> {
         self.router.as_ref().map(Section::listen)
     }
     /// URL under which this machine reaches the API.

@@ -4,6 +4,7 @@ use crate::node_file::{KeyDoc, key, read_text};
 use crate::render::finding::{Finding, trouble};
 use model::Trouble;
 use router::config::{ClientAuth, ClientTls, PoolMode, Secret, ServerTls};
+use router::wishes::{Wish, Wishes};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,6 +18,16 @@ pub const KEYS: &[KeyDoc] = &[
         "router.listen",
         "",
         "Address and port, or a list of them, for clients. Without `[router]` there is no router.",
+    ),
+    key(
+        "router.listen_primary",
+        "none",
+        "Address and port, or a list of them, for clients whose statements all go to the primary.",
+    ),
+    key(
+        "router.listen_read_only",
+        "none",
+        "Address and port, or a list of them, for clients that read only: their transactions are READ ONLY and go to replicas, whatever `split` says; to the primary where no replica may serve them.",
     ),
     key("router.workers", "half the cores", "Threads that carry traffic, 1 to 64."),
     key(
@@ -66,6 +77,31 @@ pub const KEYS: &[KeyDoc] = &[
         "How long a read waits for a replica that has not replayed yet what its session wrote or saw, before the primary serves it; `\"0ms\"`: not at all.",
     ),
     key(
+        "router.balance",
+        "`\"latency\"`",
+        "How a replica is picked: `\"latency\"` (of two at random the one with less expected waiting), `\"least-connections\"`, `\"round-robin\"`, or `\"weighted\"` (in turn by `weights`).",
+    ),
+    key(
+        "router.site",
+        "the node's; none for a router on its own",
+        "Where the router is: replicas of this site are read while one of them has room, then the others. Reads go anywhere where it is `\"\"`.",
+    ),
+    key(
+        "router.weights.NODE",
+        "`100`",
+        "Weight of a replica among the others; one of weight 0 is not read. Read again at `kill -HUP`.",
+    ),
+    key(
+        "router.user_settings.USER.consistency",
+        "`consistency`",
+        "What reads of this user must see, until the session says something else (`SET stemma.consistency`).",
+    ),
+    key(
+        "router.user_settings.USER.route",
+        "`\"auto\"`",
+        "`\"primary\"`, `\"replica\"` or `\"auto\"`: where statements of this user go, until the session says something else.",
+    ),
+    key(
         "router.metrics",
         "none",
         "Address and port at which a router on its own answers `GET /metrics`. In a node its metrics are among the node's.",
@@ -81,11 +117,30 @@ enum OneOrMany {
     Many(Vec<SocketAddr>),
 }
 
+impl OneOrMany {
+    fn all(&self) -> Vec<SocketAddr> {
+        match self {
+            OneOrMany::One(address) => vec![*address],
+            OneOrMany::Many(addresses) => addresses.clone(),
+        }
+    }
+}
+
+/// What sessions of one user begin with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UserSettings {
+    consistency: Option<String>,
+    route: Option<String>,
+}
+
 /// The section as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Section {
     listen: OneOrMany,
+    listen_primary: Option<OneOrMany>,
+    listen_read_only: Option<OneOrMany>,
     workers: Option<usize>,
     pool_mode: Option<String>,
     pool_size: Option<usize>,
@@ -107,6 +162,12 @@ pub struct Section {
     split: bool,
     consistency: Option<String>,
     read_wait: Option<String>,
+    balance: Option<String>,
+    site: Option<String>,
+    #[serde(default)]
+    weights: BTreeMap<String, u32>,
+    #[serde(default)]
+    user_settings: BTreeMap<String, UserSettings>,
     metrics: Option<SocketAddr>,
     #[serde(default)]
     admins: Vec<String>,
@@ -151,12 +212,10 @@ pub fn load(path: &Path) -> Result<RouterFile, Trouble> {
 }
 
 impl Section {
-    /// Where it listens.
-    pub fn listen(&self) -> Vec<SocketAddr> {
-        match &self.listen {
-            OneOrMany::One(address) => vec![*address],
-            OneOrMany::Many(addresses) => addresses.clone(),
-        }
+    /// Where it listens: for all clients, for those of the primary, for those that read only.
+    pub fn listen(&self) -> [Vec<SocketAddr>; 3] {
+        let all = |addresses: &Option<OneOrMany>| addresses.as_ref().map(OneOrMany::all).unwrap_or_default();
+        [self.listen.all(), all(&self.listen_primary), all(&self.listen_read_only)]
     }
 
     /// Where a router on its own tells its metrics.
@@ -165,7 +224,8 @@ impl Section {
     }
 
     /// The checked values, with everything that is in other files.
-    pub fn config(&self) -> Result<router::Config, Trouble> {
+    /// `site` is that of the node it runs in.
+    pub fn config(&self, site: Option<&model::Site>) -> Result<router::Config, Trouble> {
         let defaults = router::Config::default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mode = match self.pool_mode.as_deref() {
@@ -181,8 +241,19 @@ impl Section {
         if pool_size == 0 {
             return Err(refused("pool_size", pool_size, "write a number from 1"));
         }
+        let [listen, listen_primary, listen_read_only] = self.listen();
+        if mode == PoolMode::Session && (self.split || !listen_read_only.is_empty()) {
+            let key = if self.split { "split" } else { "listen_read_only" };
+            return Err(refused(
+                key,
+                "set, with `pool_mode = \"session\"`",
+                "reads go to replicas with pool_mode = \"transaction\" only",
+            ));
+        }
         Ok(router::Config {
-            listen: self.listen(),
+            listen,
+            listen_primary,
+            listen_read_only,
             workers,
             mode,
             pool_size,
@@ -198,6 +269,10 @@ impl Section {
             split: self.split,
             consistency: self.consistency()?,
             read_wait: span("read_wait", self.read_wait.as_deref(), defaults.read_wait)?,
+            balance: self.balance()?,
+            site: self.site(site)?,
+            weights: self.weights.clone(),
+            user_wishes: self.user_wishes()?,
             admins: self.admins.clone(),
             ..defaults
         })
@@ -210,6 +285,37 @@ impl Section {
             Ok(level) => Ok(level),
             Err(_) => Err(refused("consistency", text, hint)),
         }
+    }
+
+    fn balance(&self) -> Result<routing::Method, Trouble> {
+        let Some(text) = &self.balance else { return Ok(routing::Method::default()) };
+        let hint = "write \"latency\", \"least-connections\", \"round-robin\" or \"weighted\"";
+        routing::Method::parse(text).ok_or_else(|| refused("balance", text, hint))
+    }
+
+    fn site(&self, node: Option<&model::Site>) -> Result<Option<model::Site>, Trouble> {
+        match self.site.as_deref() {
+            None => Ok(node.cloned()),
+            Some("") => Ok(None),
+            Some(text) => {
+                text.parse().map(Some).map_err(|_| refused("site", text, "write the name of a site as nodes have it"))
+            }
+        }
+    }
+
+    fn user_wishes(&self) -> Result<BTreeMap<String, Wishes>, Trouble> {
+        let mut all = BTreeMap::new();
+        for (user, settings) in &self.user_settings {
+            let mut wishes = Wishes::default();
+            for (key, text) in [("consistency", &settings.consistency), ("route", &settings.route)] {
+                let Some(text) = text else { continue };
+                let wish = Wish::parse(&format!("stemma.{key}"), Some(text));
+                let wish = wish.map_err(|bad| refused(&format!("user_settings.{user}.{key}"), text, &bad.1))?;
+                wishes.grant(wish, Wishes::default());
+            }
+            all.insert(user.clone(), wishes);
+        }
+        Ok(all)
     }
 
     fn auth(&self) -> Result<ClientAuth, Trouble> {
@@ -338,7 +444,7 @@ mod tests {
     #[test]
     fn a_section_is_read_with_its_defaults() {
         let text = "name = \"n1\"\n[router]\nlisten = \"127.0.0.1:6432\"\nauth = \"trust\"\nhold = \"500ms\"\n";
-        let config = section(text).expect("sound").expect("there").config().expect("sound");
+        let config = section(text).expect("sound").expect("there").config(None).expect("sound");
         assert_eq!((config.listen.len(), config.hold_max), (1, Duration::from_millis(500)));
         assert_eq!(section("name = \"n1\"\n"), Ok(None));
     }
@@ -351,12 +457,32 @@ mod tests {
         assert!(finding.reason.contains("pool_sise"), "{finding:?}");
         let bad = |line: &str| {
             let text = format!("[router]\nlisten = \"127.0.0.1:6432\"\n{line}\n");
-            section(&text).expect("readable").expect("there").config().expect_err("refused").reason
+            section(&text).expect("readable").expect("there").config(None).expect_err("refused").reason
         };
         assert!(bad("").contains("users_file"), "nobody can log in");
         assert!(bad("auth = \"peer\"").contains("peer"));
         assert!(bad("auth = \"trust\"\nhold = \"15\"").contains("hold"));
         assert!(bad("auth = \"trust\"\ntls_required = true").contains("certificate"));
+        assert!(bad("auth = \"trust\"\nbalance = \"best\"").contains("balance"));
+        assert!(bad("auth = \"trust\"\npool_mode = \"session\"\nsplit = true").contains("split"));
+        assert!(
+            bad("auth = \"trust\"\n[router.user_settings.ann]\nroute = \"left\"").contains("user_settings.ann.route")
+        );
+    }
+
+    #[test]
+    fn where_reads_go_is_written_by_site_weight_and_user() {
+        let text = "[router]\nlisten = \"127.0.0.1:1\"\nlisten_read_only = [\"127.0.0.1:2\"]\nauth = \"trust\"\n\
+                    balance = \"weighted\"\n[router.weights]\nn2 = 300\n[router.user_settings.report]\n\
+                    consistency = \"bounded:5s\"\nroute = \"replica\"\n";
+        let section = section(text).expect("sound").expect("there");
+        let here: model::Site = "east".parse().expect("a site");
+        let config = section.config(Some(&here)).expect("sound");
+        assert_eq!((config.balance, config.site), (routing::Method::Weighted, Some(here)));
+        assert_eq!((config.listen_read_only.len(), config.weights["n2"]), (1, 300));
+        let wishes = config.user_wishes["report"];
+        assert_eq!(wishes.route, Some(routing::Target::Replica));
+        assert_eq!(wishes.level, Some(routing::Level::Bounded(model::Millis(5000))));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{Context, Described, Exchange, Expect, Fit, INSPECT_BYTES_MAX, Stop};
 use crate::out::Out;
+use crate::own;
 use crate::prepared::{ClientStatements, GONE, PREFIX, Prepared, Shape, Statement};
 use routing::{Class, Effect, Route};
 use std::ops::Range;
@@ -73,6 +74,10 @@ impl Exchange {
                 return Ok((at, Stop::More));
             }
             let whole = head.total().min(rest.len());
+            // What is for the router is answered by it, once all that was sent before is answered.
+            if !self.segment_open && own::is_ours(head.tag, &rest[HEADER_BYTES..whole], context.own) {
+                return Ok((at, Stop::Boundary));
+            }
             if self.must_wait(head.tag, &rest[HEADER_BYTES..whole]) {
                 return Ok((at, Stop::Boundary));
             }

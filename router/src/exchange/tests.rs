@@ -19,7 +19,7 @@ struct Wire {
 impl Wire {
     fn new() -> Wire {
         Wire {
-            exchange: Exchange::new(Arc::default()),
+            exchange: Exchange::new(Arc::default(), Default::default()),
             client: ClientStatements::default(),
             server: ServerStatements::default(),
             interner: Interner::default(),
@@ -40,6 +40,7 @@ impl Wire {
                 client: &mut self.client,
                 server: &mut self.server,
                 interner: &mut self.interner,
+                own: None,
                 judge,
                 judged: None,
             };

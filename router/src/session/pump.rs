@@ -100,6 +100,7 @@ impl Session {
             self.lexing = lexing(reported);
         }
         if self.exchange.take_all_deallocated() {
+            self.own = None;
             server.statements.clear();
             self.statements.clear();
         }
@@ -147,7 +148,21 @@ impl Session {
             return self.answer_locally(kept + read, context, scratch);
         }
         let Scratch { input, to_server, to_client } = scratch;
-        let input = &input[..kept + read];
+        let mut input = &input[..kept + read];
+        if self.exchange.quiet() && self.concerns_router(input) {
+            let used = self.answer_own(input, context, to_client)?;
+            input = &input[used..];
+            if let Some(ack) = self.position_wanted {
+                self.inbox.extend_from_slice(input);
+                self.unread = true;
+                return Err(Turn::Position(ack));
+            }
+            if used > 0 {
+                self.inbox.extend_from_slice(input);
+                self.unread = !input.is_empty();
+                return Ok(true);
+            }
+        }
         to_server.clear();
         to_client.clear();
         let (began, mut judged) = (Instant::now(), None);
@@ -155,7 +170,7 @@ impl Session {
         if self.server.is_none() && !self.take_server(input, &mut judged)? {
             return Ok(true);
         }
-        let (all, mut input) = (input, input);
+        let all = input;
         if self.replica.is_some() && self.exchange.mid_segment() {
             // What waited for an answer goes on, and nothing behind its end.
             input = &all[..first_request(all).unwrap_or(all.len())];
@@ -193,7 +208,8 @@ impl Session {
         let Some(server) = self.server.as_mut() else { return Ok(true) };
         let (client, server_knows) = (&mut self.statements, &mut server.statements);
         let mut interner = self.worker.interner.borrow_mut();
-        let mut reading = Reading { client, server: server_knows, interner: &mut interner, judge, judged };
+        let own = self.own.as_deref();
+        let mut reading = Reading { client, server: server_knows, interner: &mut interner, own, judge, judged };
         let begins = self.exchange.quiet().then_some(began);
         let done = self.exchange.client_bytes(input, &mut reading, to_server, to_client);
         drop(interner);

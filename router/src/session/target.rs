@@ -1,14 +1,13 @@
 //! Which server the next request goes to.
 
 use super::{Session, Turn};
-use crate::config::PoolMode;
 use crate::exchange;
 use crate::pool::Purpose;
 use crate::reads::{Choice, ReadTarget};
 use crate::server::Server;
 use crate::stats::Decision;
 use routing::route::Traced;
-use routing::{Class, Effect, Reason, Route};
+use routing::{Class, Effect, Level, Reason, Route};
 use std::cell::Cell;
 use std::rc::Rc;
 use wire::frame::{HEADER_BYTES, client_header};
@@ -86,23 +85,28 @@ impl Session {
     /// Where the request at the front of `input` may be read.
     fn read_target(&mut self, input: &[u8], judged: &mut Option<Rc<Route>>) -> ReadTarget {
         let config = self.worker.global.config.load();
-        let split = config.split
-            && !crate::admin::is_paused(&self.worker)
-            && self.mode == PoolMode::Transaction
-            && !self.primary_only;
+        let split = self.splits() && !crate::admin::is_paused(&self.worker) && !self.primary_only;
         if !split {
             self.limit = None;
             self.worker.stats().decided(Decision::Unsplit);
             return ReadTarget::Primary;
         }
         let why = Cell::new(Reason::Control);
+        self.hint.borrow_mut().take();
         self.limit = self.only_reads(input, &why, judged);
         self.why = why.get();
+        if !self.take_hinted_token() {
+            self.limit = None;
+        }
+        let level = self.level();
+        if let Level::Bounded(_) = level {
+            self.observe();
+        }
         if self.limit.is_none() {
             self.worker.stats().decided(Decision::Primary(self.why));
             return ReadTarget::Primary;
         }
-        let target = self.worker.reads.borrow_mut().target(&mut self.reading, &config, self.clock);
+        let target = self.worker.reads.borrow_mut().target(&mut self.reading, &config, level, self.clock);
         match target {
             ReadTarget::Replica(..) => self.worker.stats().decided(Decision::Replica(self.why)),
             ReadTarget::Primary => self.worker.stats().decided(Decision::NoReplica),
@@ -134,7 +138,11 @@ impl Session {
         let judge = self.catalog.judge(&catalog, self.lexing);
         let session = self.exchange.state().for_routing();
         let fits = |route: &Route| {
-            let begins = |effect: &Effect| matches!(effect, Effect::Begin(modes) if modes.read_only == Some(true));
+            if route.hint.is_some() {
+                self.hint.borrow_mut().clone_from(&route.hint);
+            }
+            let reads_only = |said: Option<bool>| said.unwrap_or_else(|| self.exchange.state().reads_by_own_will());
+            let begins = |effect: &Effect| matches!(effect, Effect::Begin(modes) if reads_only(modes.read_only));
             let harmless = |traced: &Traced| traced.effect == Effect::CopyOut;
             let (class, reason) = route.decide(&session);
             why.set(reason);
@@ -182,14 +190,16 @@ impl Session {
     /// A request ended where it was served: what the next read must see.
     pub(super) fn remember_read(&mut self) {
         let config = self.worker.global.config.load();
-        if !config.split {
+        if !self.door.splits(&config) {
             return;
         }
+        let level = self.level();
+        self.hint.borrow_mut().take();
         let mut reads = self.worker.reads.borrow_mut();
         match self.replica.take() {
             Some((node, began)) => {
                 let ran = began..self.clock;
-                reads.on_replica(&mut self.reading, node, ran, config.consistency, false)
+                reads.on_replica(&mut self.reading, node, ran, level, false)
             }
             None => reads.on_primary(&mut self.reading),
         }

@@ -62,6 +62,27 @@ async fn pause_holds_new_statements_until_resume() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_made_anew_and_the_configuration_is_asked_for_again() {
+    let server = Server::new();
+    let (front, console) = front(&server).await;
+    let (client, busy) = (front.client().await, front.client().await);
+    let (pid, held) = ("SELECT pg_backend_pid()", "SELECT pg_backend_pid(), 'held'");
+    let before = one(&client, pid).await;
+    assert_eq!(one(&client, pid).await, before);
+    busy.batch_execute("BEGIN").await.expect("begun");
+    let kept = one(&busy, held).await;
+    console.batch_execute("RECONNECT").await.expect("ordered");
+    assert_eq!(one(&busy, held).await, kept, "a transaction keeps its server");
+    busy.batch_execute("COMMIT").await.expect("ended");
+    let after = one(&client, pid).await;
+    assert!(after != before && after != kept, "{before}, {kept}, {after}");
+    assert_eq!(one(&client, pid).await, after, "the new one stays");
+    let mut reloads = front.router.reloads();
+    console.batch_execute("RELOAD").await.expect("ordered");
+    reloads.changed().await.expect("asked for");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_those_who_are_listed_get_in() {
     let server = Server::new();
     let front = Front::before(&server, 1).await;

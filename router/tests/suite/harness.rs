@@ -228,7 +228,7 @@ impl Server {
 
     pub fn topology(&self, epoch: u64) -> Topology {
         let primary = Primary { name: "p".into(), addr: self.addr(), site: None };
-        Topology { epoch: model::Epoch(epoch), primary: Some(primary), ..Topology::default() }
+        Topology { cluster: "main".into(), epoch: model::Epoch(epoch), primary: Some(primary), ..Topology::default() }
     }
 }
 

@@ -12,3 +12,4 @@ mod protocol;
 mod raw;
 mod security;
 mod splitting;
+mod wishes;

@@ -4,14 +4,16 @@ use crate::harness::{Front, Server, config, one, sqlstate, try_one, wait_for};
 use router::Topology;
 
 /// A primary with a standby, a router that splits, and a client that is known to be read for on the standby.
-async fn split() -> (Server, Server, Front) {
+pub async fn split() -> (Server, Server, Front) {
     split_by(router::Config { split: true, ..config(4) }).await
 }
 
-async fn split_by(config: router::Config) -> (Server, Server, Front) {
+pub async fn split_by(config: router::Config) -> (Server, Server, Front) {
     let primary = Server::new();
     primary.sql("CREATE TABLE t (a int)");
     primary.sql("CREATE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS $$ SELECT current_setting('transaction_read_only') $$");
+    primary
+        .sql("CREATE FUNCTION recovers() RETURNS text LANGUAGE sql STABLE AS $$ SELECT pg_is_in_recovery()::text $$");
     let standby = primary.standby();
     let topology = topology(&primary, &standby);
     let front = Front::start(topology, config).await;
@@ -26,7 +28,7 @@ async fn split_by(config: router::Config) -> (Server, Server, Front) {
     (primary, standby, front)
 }
 
-fn topology(primary: &Server, standby: &Server) -> Topology {
+pub fn topology(primary: &Server, standby: &Server) -> Topology {
     Topology { replicas: vec![standby.as_replica(2)], ..primary.topology(1) }
 }
 

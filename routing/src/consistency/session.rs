@@ -237,6 +237,11 @@ impl Memory {
         self.sighting.map(|sighting| sighting.finished)
     }
 
+    /// Whether it neither did nor saw anything yet.
+    pub fn is_blank(&self) -> bool {
+        self.floor.is_none() && self.dirty.is_none() && self.sighting.is_none()
+    }
+
     /// Whether the primary did something for it whose position is unknown.
     pub fn is_dirty(&self) -> bool {
         self.dirty.is_some()
