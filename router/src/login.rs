@@ -159,8 +159,9 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream, door: Door) -> Result<
     }
     let mut settings = settings_of(&start)?;
     let by_user = config.user_wishes.get(&user).copied().unwrap_or_default();
-    let wishes = wishes_of(&mut settings)?.or(by_user);
+    let mut wishes = wishes_of(&mut settings)?.or(by_user);
     if door == Door::ReadOnly {
+        wishes.route.get_or_insert(routing::Target::Replica);
         settings.0.entry("default_transaction_read_only".to_owned()).or_insert_with(|| crate::settings::literal("on"));
     }
     let (settings, reported) = welcome(worker, &database, &user, settings).await?;

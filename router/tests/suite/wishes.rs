@@ -236,6 +236,7 @@ async fn each_listener_and_user_has_its_own_beginning() {
     let reader = client_at(read_only.port()).await;
     assert_eq!(one(&reader, "SELECT place()").await, "on");
     assert_eq!(one(&reader, "SELECT recovers()").await, "true", "on the replica");
+    assert_eq!(one(&reader, "SELECT pg_is_in_recovery()").await, "t", "whatever depends on the server too");
     let refused = try_one(&reader, "INSERT INTO t VALUES (2)").await.expect_err("read only");
     assert_eq!(sqlstate(&refused), "25006");
     reader.batch_execute("BEGIN").await.expect("begun");
