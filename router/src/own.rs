@@ -30,6 +30,8 @@ pub enum Command {
     },
     /// `SET stemma.token`: its text.
     Token(String),
+    /// `DEALLOCATE` of a statement that was prepared for us.
+    Forget(Box<[u8]>),
     /// `EXPLAIN ROUTE` of this text.
     Explain(Box<[u8]>),
     /// It cannot be done, and why.
@@ -61,6 +63,9 @@ const EXPLAINED: [(&str, ColumnType); 6] = [
 impl Command {
     /// What a text asks for that [`wishes::concerns`] us.
     fn parse(sql: &[u8], judge: &Judge<'_>) -> Command {
+        if let Some(name) = wishes::deallocated(sql) {
+            return Command::Forget(name.into());
+        }
         let route = routing::analyse(sql, judge.lexing, judge.catalog);
         let wrong = |refusal: Refusal| Command::Wrong(Box::new(refusal));
         let [traced] = route.effects.as_slice() else {
@@ -96,7 +101,7 @@ impl Command {
         match self {
             Command::Show(name) => vec![(name, ColumnType::Text)],
             Command::Explain(_) => EXPLAINED.to_vec(),
-            Command::Wish { .. } | Command::Token(_) | Command::Wrong(_) => Vec::new(),
+            Command::Wish { .. } | Command::Token(_) | Command::Forget(_) | Command::Wrong(_) => Vec::new(),
         }
     }
 
@@ -105,6 +110,7 @@ impl Command {
             Command::Show(_) => "SHOW",
             Command::Explain(_) => "EXPLAIN",
             Command::Wish { tag, .. } => tag,
+            Command::Forget(_) => "DEALLOCATE",
             Command::Token(_) | Command::Wrong(_) => "SET",
         }
     }
@@ -139,6 +145,10 @@ impl Own {
             },
             b'E' => c_string(body).is_ok_and(|(portal, _)| self.portals.contains_key(portal)),
             b'S' | b'H' => self.open,
+            b'Q' | b'P' => {
+                let name = sql(tag, body).and_then(wishes::deallocated);
+                name.is_some_and(|name| self.statements.contains_key(&*name))
+            }
             _ => false,
         }
     }
@@ -160,6 +170,21 @@ impl Own {
                 self.statements.remove(&b""[..]);
             }
             _ => {}
+        }
+    }
+
+    fn run(&mut self, command: &Command, session: &mut dyn Knows) -> Answer {
+        if session.status() == b'E' {
+            let aborted = "current transaction is aborted, commands ignored until end of transaction block";
+            return Answer::Refused(Refusal::own_setting(aborted).sqlstate("25P02"));
+        }
+        match command {
+            Command::Wrong(refusal) => Answer::Refused(Refusal::clone(refusal)),
+            Command::Forget(name) => {
+                self.statements.remove(name);
+                Answer::Done
+            }
+            command => session.answer(command),
         }
     }
 
@@ -245,7 +270,7 @@ fn message(
         b'Q' => {
             let command = Command::parse(frontend::query(body)?, judge);
             own.statements.remove(&b""[..]);
-            let answer = run(&command, session);
+            let answer = own.run(&command, session);
             if matches!(answer, Answer::Later) {
                 return Ok(false);
             }
@@ -300,7 +325,7 @@ fn message(
         b'E' => {
             let (portal, _) = c_string(body)?;
             if let Some(command) = own.portals.get(portal).cloned() {
-                let answer = run(&command, session);
+                let answer = own.run(&command, session);
                 if matches!(answer, Answer::Later) {
                     return Ok(false);
                 }
@@ -319,17 +344,6 @@ fn message(
     }
     own.open = true;
     Ok(true)
-}
-
-fn run(command: &Command, session: &mut dyn Knows) -> Answer {
-    if session.status() == b'E' {
-        let aborted = "current transaction is aborted, commands ignored until end of transaction block";
-        return Answer::Refused(Refusal::own_setting(aborted).sqlstate("25P02"));
-    }
-    match command {
-        Command::Wrong(refusal) => Answer::Refused(Refusal::clone(refusal)),
-        command => session.answer(command),
-    }
 }
 
 fn say(command: &Command, answer: Answer, client: &mut Out) {

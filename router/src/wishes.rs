@@ -93,6 +93,32 @@ pub fn concerns(sql: &[u8]) -> bool {
     }
 }
 
+/// The name in a `DEALLOCATE` of one statement, as servers fold it.
+pub fn deallocated(sql: &[u8]) -> Option<Vec<u8>> {
+    let mut words = Words(sql);
+    if !words.next().eq_ignore_ascii_case(b"deallocate") {
+        return None;
+    }
+    let mut rest = words.0.trim_ascii_start();
+    let mut ahead = Words(rest);
+    if ahead.next().eq_ignore_ascii_case(b"prepare") {
+        rest = ahead.0.trim_ascii_start();
+    }
+    let (name, rest) = match rest.strip_prefix(b"\"") {
+        Some(quoted) => {
+            let end = quoted.iter().position(|byte| *byte == b'"')?;
+            (quoted[..end].to_vec(), &quoted[end + 1..])
+        }
+        None => {
+            let mut name = Words(rest);
+            (name.next().to_ascii_lowercase(), name.0)
+        }
+    };
+    (!name.is_empty()
+        && rest.trim_ascii().trim_ascii_start().strip_prefix(b";").unwrap_or(rest).trim_ascii().is_empty())
+    .then_some(name)
+}
+
 /// What stands behind `EXPLAIN ROUTE`.
 pub fn explained(sql: &[u8]) -> &[u8] {
     let mut words = Words(sql);
@@ -144,6 +170,17 @@ mod tests {
             "RESET ALL",
         ] {
             assert!(!concerns(sql.as_bytes()), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_is_deallocated_is_named() {
+        let name = |sql: &str| deallocated(sql.as_bytes()).map(|name| String::from_utf8(name).expect("ASCII"));
+        assert_eq!(name("DEALLOCATE _pg3_0").as_deref(), Some("_pg3_0"));
+        assert_eq!(name("deallocate prepare Ab ; ").as_deref(), Some("ab"));
+        assert_eq!(name("DEALLOCATE \"A b\";").as_deref(), Some("A b"));
+        for other in ["DEALLOCATE", "SELECT 1", "DEALLOCATE a; SELECT 1", "DEALLOCATE \"a"] {
+            assert_eq!(name(other), None, "{other}");
         }
     }
 

@@ -68,22 +68,28 @@ impl Session {
 
     /// The session's token: empty where it has seen nothing. Where its position is not known, the primary is asked first.
     fn token(&mut self) -> Result<String, Answer> {
-        let asked = self.position_wanted.take();
+        let asked = self.position_wanted.take().is_some();
+        // What it did is noted when it leaves its server, and only where its reads may go elsewhere.
+        let noted = self.server.is_none() && self.splits();
         let mut reads = self.worker.reads.borrow_mut();
-        if let Some(point) = reads.point(self.reading.memory()) {
+        if (asked || noted)
+            && let Some(point) = reads.point(self.reading.memory())
+        {
             let cluster = self.worker.topology().cluster.clone();
             return Ok(Token { cluster, point }.to_string());
         }
-        if self.reading.memory().is_blank() {
+        if noted && self.reading.memory().is_blank() {
             return Ok(String::new());
         }
-        if asked.is_some() {
-            return Err(Answer::Refused(Refusal::no_primary("the primary does not say where it is")));
+        if !asked {
+            // What a replica showed is behind the primary.
+            reads.on_primary(&mut self.reading);
+            self.position_wanted = reads.unsampled(&mut self.reading);
         }
-        // What a replica showed is behind the primary.
-        reads.on_primary(&mut self.reading);
-        self.position_wanted = reads.unsampled(&mut self.reading);
-        Err(Answer::Later)
+        match self.position_wanted {
+            Some(_) => Err(Answer::Later),
+            None => Err(Answer::Refused(Refusal::no_primary("the primary does not say where it is"))),
+        }
     }
 
     /// Takes in the token that a hint brings; whether it could be understood.
@@ -173,6 +179,7 @@ impl Knows for Session {
             Command::Wish { wish, local, .. } => self.grant(*wish, *local),
             Command::Token(text) => self.import(text),
             Command::Explain(sql) => self.explain(sql),
+            Command::Forget(_) => Answer::Done,
             Command::Wrong(refusal) => Answer::Refused(Refusal::clone(refusal)),
         }
     }

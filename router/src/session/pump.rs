@@ -150,6 +150,11 @@ impl Session {
         let Scratch { input, to_server, to_client } = scratch;
         let mut input = &input[..kept + read];
         if self.exchange.quiet() && self.concerns_router(input) {
+            // A replica that still serves it was chosen for what it wished before.
+            if self.replica.is_some() {
+                self.leaving = true;
+                self.release_if_free();
+            }
             let used = self.answer_own(input, context, to_client)?;
             input = &input[used..];
             if let Some(ack) = self.position_wanted {

@@ -125,9 +125,17 @@ impl Session {
         if self.exchange.status() != b'I' {
             return Some(first_request(input).unwrap_or(input.len()));
         }
-        match self.limit.take() {
-            Some(limit) => Some(limit),
-            None => self.only_reads(input, &Cell::new(Reason::Control), judged),
+        if let Some(limit) = self.limit.take() {
+            return Some(limit);
+        }
+        // The replica was chosen for what another statement had to see.
+        if self.hint.borrow().is_some() {
+            return None;
+        }
+        let share = self.only_reads(input, &Cell::new(Reason::Control), judged);
+        match self.hint.borrow_mut().take() {
+            Some(_) => None,
+            None => share,
         }
     }
 

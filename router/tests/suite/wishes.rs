@@ -19,7 +19,10 @@ async fn settings_of_the_router_are_set_and_shown_by_either_protocol() {
     let client = front.client().await;
     assert_eq!(one(&client, "SHOW stemma.consistency").await, "session");
     assert_eq!(one(&client, "SHOW stemma.route").await, "auto");
-    assert_eq!(one(&client, "SHOW stemma.token").await, "", "it has seen nothing yet");
+    let token = one(&client, "SHOW stemma.token").await;
+    assert!(token.starts_with("v1:main:1/1:"), "where nothing is noted the primary is asked each time: {token}");
+    client.batch_execute("CREATE TABLE more (a int)").await.expect("written");
+    assert_ne!(one(&client, "SHOW stemma.token").await, token);
     client.batch_execute("SET stemma.consistency = 'bounded:5s'").await.expect("set");
     let shown = client.query_one("SHOW stemma.consistency", &[]).await.expect("by the extended protocol");
     assert_eq!((shown.get::<_, &str>(0), shown.columns()[0].name()), ("bounded:5000ms", "stemma.consistency"));
@@ -110,6 +113,47 @@ async fn what_is_for_the_router_keeps_its_place_in_a_pipeline() {
     build::query(&mut bytes, "ROLLBACK");
     let tags: String = client.ask(&bytes).await.iter().map(|(tag, _)| char::from(*tag)).collect();
     assert_eq!(tags, "CZEZEZCZIZ");
+    // Drivers deallocate by SQL what they prepared by the protocol.
+    let mut bytes = Vec::new();
+    build::parse(&mut bytes, b"_pg3_0", b"SHOW stemma.route\0\0\0");
+    build::sync(&mut bytes);
+    build::query(&mut bytes, "DEALLOCATE _pg3_0");
+    build::query(&mut bytes, "DEALLOCATE _pg3_0");
+    let tags: String = client.ask(&bytes).await.iter().map(|(tag, _)| char::from(*tag)).collect();
+    assert_eq!(tags, "1ZCZEZIZ", "once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_sent_without_waiting_each_see_what_they_have_to() {
+    let (primary, standby, front) = split().await;
+    pause(&standby);
+    let client = front.client().await;
+    assert_eq!(one(&client, "SHOW stemma.token").await, "", "it has seen nothing yet");
+    let hinted = format!("/*+ consistency=eventual */ {COUNT}");
+    for _ in 0..20 {
+        let (wrote, token) =
+            tokio::join!(client.batch_execute("INSERT INTO t VALUES (1)"), one(&client, "SHOW stemma.token"));
+        let (stale, fresh, more, set, loose, back, last) = tokio::join!(
+            one(&client, &hinted),
+            one(&client, COUNT),
+            one(&client, &hinted),
+            client.batch_execute("SET stemma.consistency = 'eventual'"),
+            one(&client, COUNT),
+            client.batch_execute("RESET stemma.consistency"),
+            one(&client, COUNT),
+        );
+        for done in [wrote, set, back] {
+            done.expect("done");
+        }
+        let all = primary.sql(COUNT);
+        assert_eq!(stale, "0");
+        // Behind one that the primary served they may go there as well.
+        assert!([&more, &loose].into_iter().all(|count| *count == "0" || *count == all), "{more}, {loose}, {all}");
+        assert_eq!((&fresh, &last), (&all, &all));
+        let other = front.client().await;
+        other.batch_execute(&format!("SET stemma.token = '{token}'")).await.expect("taken in");
+        assert_eq!(one(&other, COUNT).await, all, "the token covers what was sent before it");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,7 +184,7 @@ async fn a_session_a_transaction_and_a_statement_each_say_what_a_read_must_see()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_carries_what_was_written_to_another_session() {
-    let (_primary, standby, front) = split().await;
+    let (primary, standby, front) = split().await;
     pause(&standby);
     let (writer, reader, hinting) = (front.client().await, front.client().await, front.client().await);
     writer.batch_execute("INSERT INTO t VALUES (1)").await.expect("written");
@@ -166,7 +210,7 @@ async fn a_token_carries_what_was_written_to_another_session() {
     let began = std::time::Instant::now();
     while one(&reader, "SELECT place()").await != "on" {
         assert!(began.elapsed() < crate::harness::PATIENCE, "never read on the replica again");
-        front.topology.send_replace(crate::splitting::topology(&_primary, &standby));
+        front.topology.send_replace(crate::splitting::topology(&primary, &standby));
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
 }
@@ -204,6 +248,8 @@ async fn each_listener_and_user_has_its_own_beginning() {
     let user_wishes = [("report".to_owned(), router::wishes::Wishes { level: Some(Level::Eventual), route: None })];
     let (primary, _standby, front) = split_by(router::Config {
         split: true,
+        // For a machine that is busy with other tests.
+        read_wait: std::time::Duration::from_secs(5),
         listen_primary: any(),
         listen_read_only: any(),
         user_wishes: user_wishes.into(),
@@ -239,9 +285,15 @@ async fn each_listener_and_user_has_its_own_beginning() {
     assert_eq!(one(&reader, "SELECT pg_is_in_recovery()").await, "t", "whatever depends on the server too");
     let refused = try_one(&reader, "INSERT INTO t VALUES (2)").await.expect_err("read only");
     assert_eq!(sqlstate(&refused), "25006");
-    reader.batch_execute("BEGIN").await.expect("begun");
-    assert_eq!(one(&reader, "SELECT recovers()").await, "true", "its transactions too");
-    reader.batch_execute("COMMIT").await.expect("ended");
+    // Who has been at the primary comes back once the replica is known to have what was seen there.
+    let began = std::time::Instant::now();
+    while one(&reader, "SELECT recovers()").await != "true" {
+        assert!(began.elapsed() < crate::harness::PATIENCE, "never read on the replica again");
+    }
+    let other = client_at(read_only.port()).await;
+    other.batch_execute("BEGIN").await.expect("begun");
+    assert_eq!(one(&other, "SELECT recovers()").await, "true", "its transactions too");
+    other.batch_execute("COMMIT").await.expect("ended");
     assert_eq!(one(&reader, "SHOW default_transaction_read_only").await, "on");
 
     let mut options = front.options();
