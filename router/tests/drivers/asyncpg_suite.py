@@ -63,6 +63,22 @@ async def statements_survive_a_change_of_the_table():
 
 
 @suite.scenario
+async def the_routers_own_settings():
+    async with connect() as client, connect() as other:
+        await client.execute("CREATE TABLE tokens (a int)")
+        for n in range(6):
+            await client.execute("INSERT INTO tokens VALUES ($1)", n)
+            token = await client.fetchval("SHOW stemma.token")
+            await other.execute(f"SET stemma.token = '{token}'")
+            assert await other.fetchval("SELECT count(*) FROM tokens") == n + 1
+        await client.execute("SET stemma.consistency = 'eventual'")
+        assert await client.fetchval("SHOW stemma.consistency") == "eventual"
+        assert (await client.fetchrow("EXPLAIN ROUTE DELETE FROM tokens"))["target"] == "primary"
+        await client.execute("RESET stemma.consistency")
+        await client.execute("DROP TABLE tokens")
+
+
+@suite.scenario
 async def many_in_one_round_trip():
     async with connect() as client:
         await client.execute("CREATE TABLE many (a int PRIMARY KEY, b text)")

@@ -237,6 +237,28 @@ def cancel():
 
 
 @suite.scenario
+def the_routers_own_settings():
+    with connect() as client, connect() as other:
+        for _ in range(8):
+            token = one(client, "SHOW stemma.token")
+            other.execute(sql.SQL("SET stemma.token = {}").format(token))
+        assert one(client, "SHOW stemma.token", prepare=True).startswith("v1:") or token == ""
+        with client.transaction():
+            client.execute("SET LOCAL stemma.consistency = 'strong'")
+            assert one(client, "SHOW stemma.consistency", prepare=True) == "strong"
+        assert one(client, "SHOW stemma.consistency", prepare=True) == "session"
+        client.prepared_max = 1
+        for n in range(6):
+            assert one(client, f"SELECT {n}", prepare=True) == n
+        assert one(client, "EXPLAIN ROUTE INSERT INTO x VALUES (1)") == "primary"
+        try:
+            client.execute("SET stemma.consistency = 'sometimes'")
+            raise AssertionError("taken for something")
+        except psycopg.errors.InvalidParameterValue:
+            pass
+
+
+@suite.scenario
 def settings_follow():
     options = {"application_name": "follower", "options": "-c work_mem=5MB"}
     with connect(**options) as client, connect() as other, Crowd() as crowd:
