@@ -43,10 +43,9 @@ impl Session {
 
     /// What the read at hand must see, by the statement's word, the session's or the router's.
     pub(super) fn level(&self) -> Level {
-        if let Some(level) = self.hint.borrow().as_ref().and_then(|hint| hint.consistency) {
-            return level;
-        }
-        self.exchange.state().wishes().level.unwrap_or(self.worker.global.config.load().consistency)
+        let hinted = self.hint.borrow().as_ref().and_then(|hint| hint.consistency);
+        let wished = hinted.or_else(|| self.exchange.state().wishes().level);
+        wished.unwrap_or_else(|| self.worker.global.config.load().consistency)
     }
 
     fn show(&mut self, name: &str) -> Answer {
