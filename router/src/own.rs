@@ -68,12 +68,9 @@ impl Command {
         }
         let route = routing::analyse(sql, judge.lexing, judge.catalog);
         let wrong = |refusal: Refusal| Command::Wrong(Box::new(refusal));
-        let [traced] = route.effects.as_slice() else {
+        let ([traced], 1) = (route.effects.as_slice(), route.parts) else {
             return wrong(Refusal::own_setting("settings of the router stand alone in their text").sqlstate("0A000"));
         };
-        if route.parts != 1 {
-            return wrong(Refusal::own_setting("settings of the router stand alone in their text").sqlstate("0A000"));
-        }
         let name = |bytes: &routing::route::Bytes| String::from_utf8_lossy(&bytes.0).into_owned();
         let wish = |name: &str, text: Option<&str>, local: bool, tag: &'static str| match Wish::parse(name, text) {
             Ok(wish) => Command::Wish { wish, local, tag },

@@ -4,7 +4,6 @@ use super::{Session, Turn};
 use crate::own::{self, Answer, Command, Knows};
 use crate::refusal::Refusal;
 use crate::wishes::Wish;
-use routing::route::Reason;
 use routing::token::{Lineage, Switch, Token};
 use routing::{Class, Level, Target};
 use std::task::Context;
@@ -122,7 +121,7 @@ impl Session {
         let catalog = self.catalog.get();
         let route = routing::analyse(sql, self.lexing, &catalog.0);
         let session = self.exchange.state().for_routing();
-        let (class, mut reason) = route.decide(&session);
+        let (class, reason) = route.decide(&session);
         let hinted = route.hint.as_ref().and_then(|hint| hint.consistency);
         let level = hinted.unwrap_or_else(|| self.level());
         let mut replicas = Vec::new();
@@ -141,12 +140,10 @@ impl Session {
         };
         let explanation = match (class, self.splits(), replicas.is_empty()) {
             (Class::Read, false, _) => "this router does not split reads",
+            (Class::Read, true, true) if level == Level::Strong => "it only reads, but has to see all there is",
             (Class::Read, true, true) => "no replica may serve it now",
             _ => reason.text(),
         };
-        if class == Class::Read && level == Level::Strong {
-            reason = Reason::HintPrimary;
-        }
         let culprit = route.culprit.and_then(|place| {
             let bytes = sql.get(place.start as usize..place.end as usize)?;
             Some(String::from_utf8_lossy(bytes).into_owned())

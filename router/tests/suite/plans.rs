@@ -14,6 +14,12 @@ async fn hold(front: &Front) -> Client {
     holder
 }
 
+/// A table of one column and one row, which is about to change.
+fn fill(server: &Server) {
+    server.sql("CREATE TABLE changing (a int)");
+    server.sql("INSERT INTO changing VALUES (1)");
+}
+
 fn tags(answers: &[Message]) -> String {
     answers.iter().map(|(tag, _)| char::from(*tag)).collect()
 }
@@ -40,8 +46,7 @@ fn prepare(statement: &[u8], sql: &str, describe: bool) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_of_another_shape_than_was_told_never_come() {
     let server = Server::new();
-    server.sql("CREATE TABLE changing (a int)");
-    server.sql("INSERT INTO changing VALUES (1)");
+    fill(&server);
     let front = Front::before(&server, 2).await;
     let client = front.client().await;
     let statement = client.prepare("SELECT * FROM changing").await.expect("prepared");
@@ -76,8 +81,7 @@ async fn rows_of_another_shape_than_was_told_never_come() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_type_that_changed_is_a_change_and_a_table_made_anew_is_none() {
     let server = Server::new();
-    server.sql("CREATE TABLE changing (a int)");
-    server.sql("INSERT INTO changing VALUES (1)");
+    fill(&server);
     let front = Front::before(&server, 2).await;
     let client = front.client().await;
     let statement = client.prepare("SELECT a FROM changing WHERE a = $1").await.expect("prepared");
@@ -85,8 +89,7 @@ async fn a_type_that_changed_is_a_change_and_a_table_made_anew_is_none() {
 
     let first = hold(&front).await;
     server.sql("DROP TABLE changing");
-    server.sql("CREATE TABLE changing (a int)");
-    server.sql("INSERT INTO changing VALUES (1)");
+    fill(&server);
     assert_eq!(client.query_one(&statement, &[&1i32]).await.expect("the same columns").get::<_, i32>(0), 1);
     first.batch_execute("ROLLBACK").await.expect("ended");
     drop(first);
@@ -120,8 +123,7 @@ async fn tenants_with_the_same_text_do_not_meet() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_told_nothing_notices_nothing() {
     let (server, front) = believing().await;
-    server.sql("CREATE TABLE changing (a int)");
-    server.sql("INSERT INTO changing VALUES (1)");
+    fill(&server);
     let mut client = Raw::connect(front.port, "postgres").await;
     assert_eq!(tags(&client.ask(&prepare(b"s", "SELECT * FROM changing", false)).await), "1ZIZ");
     assert_eq!(tags(&client.ask(&run(b"s")).await), "2DCZIZ");
@@ -150,8 +152,7 @@ async fn who_was_told_nothing_notices_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_unnamed_statement_is_compared_too_and_not_sent_twice() {
     let (server, front) = believing().await;
-    server.sql("CREATE TABLE changing (a int)");
-    server.sql("INSERT INTO changing VALUES (1)");
+    fill(&server);
     let mut client = Raw::connect(front.port, "postgres").await;
     assert_eq!(client.segment(&prepare(b"", "SELECT *, pg_sleep(0) FROM changing", true)).await, "1tTZ");
     assert_eq!(client.segment(&run(b"")).await, "2DCZ");

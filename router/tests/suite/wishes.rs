@@ -233,6 +233,7 @@ async fn the_router_explains_where_a_statement_would_go() {
     assert_eq!(explained("BEGIN").await.0, "transaction");
     assert_eq!(explained("SET work_mem = '5MB'").await.0, "session");
     assert_eq!(explained("/*+ route=primary */ SELECT 1").await.1, "hint-primary");
+    assert_eq!(explained("/*+ consistency=strong */ SELECT 1").await, row("primary", "plain-read", "", "strong", ""));
     pause(&standby);
     client.batch_execute("INSERT INTO t VALUES (1)").await.expect("written");
     let (target, ..) = explained(COUNT).await;
