@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 /// Lines of each keeper's log that a failed test shows.
-const LOG_LINES: usize = 25;
+const LOG_LINES: usize = 40;
 
 /// One node, as `sandbox start -o json` tells it.
 #[derive(Clone, Debug)]
@@ -250,7 +250,8 @@ impl Cluster {
         working_in(&self.node(name).data_dir)
     }
 
-    fn report(&self) {
+    /// Shows how the cluster stands and what its keepers and servers wrote last.
+    pub fn report(&self) {
         let ran = self.directory.join("sandbox.json").exists().then(|| {
             let directory = self.directory.display().to_string();
             command(&["status", "--sandbox", &directory]).output()

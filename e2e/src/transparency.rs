@@ -285,6 +285,7 @@ pub async fn suffer(
         tell(run, &primary, stall);
         if stall > STALL_EXPLAINED {
             eprintln!("{}", cluster.run(&["explain", "last-failover"]).await.stdout);
+            cluster.report();
         }
     }
     whole(cluster).await;

@@ -42,7 +42,7 @@ pub use install::{Installation, find_installation};
 pub use log_end::{shutdown_end, timeline_of_log};
 pub use os_user::{OsUser, server_user};
 pub use process::{
-    Server, StopMode, kill_everything, last_words, receiver_processes, server_log_size, server_log_tail,
+    Server, StopMode, kill_everything, last_words, nothing_runs, receiver_processes, server_log_size, server_log_tail,
     server_processes, terminate_receiver,
 };
 pub use recover::{Recovered, crash_recover};

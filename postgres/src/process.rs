@@ -370,6 +370,11 @@ pub fn server_processes(data_dir: &Path) -> Vec<i32> {
     processes().filter(|pid| is_server_process(*pid, place)).collect()
 }
 
+/// Whether no process of the server is left: neither a postmaster nor one that outlived it. `false` where that cannot be known.
+pub fn nothing_runs(spec: &ServerSpec) -> bool {
+    Place::of(&spec.data_dir).is_some_and(|place| !processes().any(|pid| is_server_process(pid, place)))
+}
+
 /// The living processes of a data directory whose title names them so (`postgres: [cluster: ]<kind> ...`).
 fn processes_titled(data_dir: &Path, kind: &str) -> Vec<i32> {
     let titled = |pid: &i32| {

@@ -8,7 +8,7 @@ use crate::mutant::Mutant;
 use crate::server::Running;
 use crate::world::{Event, TICK, World, id};
 use cluster::failover::detect::{OwnWord, Said};
-use cluster::failover::lease::{self, Grantor, Holder};
+use cluster::failover::lease::{self, Asked, Grantor, Holder};
 use cluster::failover::ledger::Ledger;
 use cluster::failover::order::{Action, Serving};
 use cluster::failover::procedure::leader_of;
@@ -39,6 +39,9 @@ pub struct Heartbeat {
     own_word: Option<OwnWord>,
     said: Option<(NodeId, Said)>,
     lease: Option<(Epoch, Moment)>,
+    /// Which process of the keeper speaks, and up to when it counts no grant any more.
+    run: u64,
+    lease_given_up: Option<Moment>,
     /// Joining keepers whose grants it has, and the version of the state that it knows.
     lease_from: BTreeSet<NodeId>,
     version: u64,
@@ -131,9 +134,7 @@ impl World {
         }
         self.after(HEARTBEAT, Event::Heartbeat(node, incarnation));
         let heartbeat = Rc::new(self.make_heartbeat(node));
-        if let Some((epoch, sent_at)) = heartbeat.lease {
-            self.ask_lease(node, node, epoch, sent_at);
-        }
+        self.lease_word(node, &heartbeat);
         for other in (0..self.nodes.len()).filter(|other| *other != node) {
             self.send(node, other, Event::Heard(other, heartbeat.clone()));
         }
@@ -155,18 +156,28 @@ impl World {
         if primary == Some(id(heartbeat.from)) && heartbeat.serving.is_some() {
             keeper.primary_was_at = keeper.primary_was_at.max(heartbeat.position);
         }
+        self.lease_word(node, heartbeat);
+    }
+
+    /// What a keeper, or this one itself, says of the lease.
+    fn lease_word(&mut self, node: usize, heartbeat: &Heartbeat) {
+        let from = heartbeat.from;
+        if let Some(at) = heartbeat.lease_given_up {
+            let at = if self.mutant == Mutant::LateWordsTakeBack { Moment(u64::MAX) } else { at };
+            self.keeper(node).grantor.given_up(id(from), Asked { run: heartbeat.run, at });
+        }
         if let Some((epoch, sent_at)) = heartbeat.lease {
-            self.ask_lease(node, heartbeat.from, epoch, sent_at);
+            self.ask_lease(node, from, epoch, heartbeat.run, sent_at);
         }
     }
 
-    fn ask_lease(&mut self, node: usize, holder: usize, epoch: Epoch, sent_at: Moment) {
+    fn ask_lease(&mut self, node: usize, holder: usize, epoch: Epoch, run: u64, sent_at: Moment) {
         let local = self.nodes[node].local(self.now);
         let unfaithful = self.mutant == Mutant::GrantAfterPromise;
         let keeper = self.keeper(node);
         let promised = if unfaithful { Epoch(0) } else { keeper.ledger.promised };
         if keeper.grantor.may_grant(id(holder), epoch, promised, local, &LEASE).is_ok() {
-            keeper.grantor.grant(id(holder), epoch, local);
+            keeper.grantor.grant(id(holder), epoch, Asked { run, at: sent_at }, local);
             self.send(node, holder, Event::Granted(holder, node, epoch, sent_at));
         }
     }

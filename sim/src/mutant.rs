@@ -53,11 +53,15 @@ pub enum Mutant {
     ForgetfulHolder,
     /// A list that the keeper before wrote and the server never took up stays in the file.
     ListNotSettled,
+    /// A keeper says that it gave its lease up while its server still serves.
+    GiveUpWhileServing,
+    /// A word that gives up a lease and comes late takes back what was granted afterwards.
+    LateWordsTakeBack,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 23] = [
+    pub const ALL: [Mutant; 25] = [
         Mutant::RecruitTooFew,
         Mutant::PromoteBeforeList,
         Mutant::CountCatchingUp,
@@ -81,6 +85,8 @@ impl Mutant {
         Mutant::DescentTooNear,
         Mutant::ForgetfulHolder,
         Mutant::ListNotSettled,
+        Mutant::GiveUpWhileServing,
+        Mutant::LateWordsTakeBack,
     ];
 
     /// The kinds of faults (see `faults`) among which the mistake shows soon, where it is rare among all: a primary that
@@ -110,7 +116,9 @@ impl Mutant {
             | Mutant::StaleWrite
             | Mutant::DescentTooNear
             | Mutant::ForgetfulHolder
-            | Mutant::ListNotSettled => &[],
+            | Mutant::ListNotSettled
+            | Mutant::GiveUpWhileServing
+            | Mutant::LateWordsTakeBack => &[],
         }
     }
 }

@@ -90,14 +90,14 @@ fn seed_87_the_watcher_minds_a_server_that_only_starts() {
 }
 
 /// Each mutant, the mode in which it shows, and a seed from which on it soon does.
-const CAUGHT: [(Mutant, Option<CommitMode>, u64); 23] = [
+const CAUGHT: [(Mutant, Option<CommitMode>, u64); 25] = [
     (Mutant::RecruitTooFew, None, 11),
     (Mutant::PromoteBeforeList, None, 129),
     (Mutant::CountCatchingUp, None, 339),
     (Mutant::PromiseNotSynced, None, 20),
     (Mutant::NonVoterWins, None, 30),
     (Mutant::CutNotSeen, None, 11),
-    (Mutant::ForgetUnsettled, None, 3_000_000_130),
+    (Mutant::ForgetUnsettled, None, 160),
     (Mutant::PositionOnly, Some(CommitMode::SemiSync), 157),
     (Mutant::ReportBeforeReplay, None, 2),
     (Mutant::RuleNotFrozen, None, 173),
@@ -114,6 +114,8 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 23] = [
     (Mutant::DescentTooNear, None, 75),
     (Mutant::ForgetfulHolder, None, 1_795_840_450_978),
     (Mutant::ListNotSettled, None, 2_853_682_793),
+    (Mutant::GiveUpWhileServing, Some(CommitMode::Async), 0),
+    (Mutant::LateWordsTakeBack, Some(CommitMode::Async), 277),
 ];
 
 #[test]

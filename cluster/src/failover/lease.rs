@@ -6,6 +6,10 @@
 //! `RATE_ERROR_PERCENT`. So whatever the network does, the holder has stopped before any grantor's promise has lapsed.
 //! A grantor that starts is silent for a full term, since it may have forgotten a grant.
 //!
+//! A holder whose server is gone, with all its processes, gives the lease up at once (`Holder::give_up`): it counts no grant
+//! of an earlier request any more, and tells the grantors, who need not wait then. What it says is about requests up to a
+//! moment of its own clock, so that a word that comes late takes back nothing that was asked for afterwards.
+//!
 //! Whose majority counts is in the cluster's state, which holder and candidates may know in different versions. So
 //! the set grows by one keeper at a time, and only by one whose grant the holder is known to have, while it knows all
 //! others (`may_join_electors`): then the holder is never more than one step behind, and majorities of neighbouring
@@ -41,6 +45,7 @@ const _: () = assert!(WAN.fence_margin.0 * 3 < WAN.term.0);
 pub struct Holder {
     epoch: Epoch,
     granted: BTreeMap<NodeId, Moment>,
+    given_up: Option<Moment>,
 }
 
 /// What the holder must do now.
@@ -59,9 +64,9 @@ impl Holder {
     /// A grant for `epoch` came from `grantor`, for the request sent at `sent_at` by this clock.
     pub fn granted(&mut self, epoch: Epoch, grantor: NodeId, sent_at: Moment) {
         if epoch > self.epoch {
-            *self = Holder { epoch, granted: BTreeMap::new() };
+            *self = Holder { epoch, granted: BTreeMap::new(), ..*self };
         }
-        if epoch == self.epoch {
+        if epoch == self.epoch && self.given_up.is_none_or(|at| sent_at > at) {
             let newest = self.granted.entry(grantor).or_insert(sent_at);
             *newest = (*newest).max(sent_at);
         }
@@ -83,6 +88,17 @@ impl Holder {
         if now < fence_at { HolderVerdict::Serve { fence_at } } else { HolderVerdict::Fence }
     }
 
+    /// Nothing that was asked for up to `now` counts any more. Only while the server does not run, none of its processes.
+    pub fn give_up(&mut self, now: Moment) {
+        self.granted.clear();
+        self.given_up = self.given_up.max(Some(now));
+    }
+
+    /// Up to which moment of its clock it gave up what it asked for, if ever.
+    pub fn given_up(&self) -> Option<Moment> {
+        self.given_up
+    }
+
     /// Whether the newest grant of `grantor` for `epoch` still counts at `now`.
     pub fn counts(&self, epoch: Epoch, grantor: NodeId, now: Moment, timing: &Timing) -> bool {
         epoch == self.epoch && self.granted.get(&grantor).is_some_and(|sent_at| now < fence_at(*sent_at, timing))
@@ -95,11 +111,29 @@ fn fence_at(sent_at: Moment, timing: &Timing) -> Moment {
     sent_at.plus(valid).minus(timing.fence_margin)
 }
 
+/// When a lease was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Which process of the holder's keeper asked: its clock may begin anew with the machine.
+    pub run: u64,
+    /// The holder's clock.
+    pub at: Moment,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Grant {
+    holder: NodeId,
+    epoch: Epoch,
+    asked: Asked,
+    /// The grantor's clock.
+    at: Moment,
+}
+
 /// What a grantor remembers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grantor {
     started_at: Moment,
-    newest: Option<(NodeId, Epoch, Moment)>,
+    newest: Option<Grant>,
 }
 
 /// Why a lease is not granted.
@@ -137,9 +171,9 @@ impl Grantor {
         if now < self.started_at.plus(timing.term) {
             return Err(NotGranted::Silent);
         }
-        match self.newest {
-            Some((other, older, at)) if (other != node || older > epoch) && now < at.plus(timing.term) => {
-                Err(NotGranted::Other { node: other })
+        match &self.newest {
+            Some(it) if (it.holder != node || it.epoch > epoch) && now < it.at.plus(timing.term) => {
+                Err(NotGranted::Other { node: it.holder })
             }
             Some(_) | None => Ok(()),
         }
@@ -151,16 +185,22 @@ impl Grantor {
     }
 
     /// Notes a grant.
-    pub fn grant(&mut self, node: NodeId, epoch: Epoch, now: Moment) {
-        self.newest = Some((node, epoch, now));
+    pub fn grant(&mut self, node: NodeId, epoch: Epoch, asked: Asked, now: Moment) {
+        self.newest = Some(Grant { holder: node, epoch, asked, at: now });
+    }
+
+    /// `node` counts nothing any more that this process of it asked for up to this moment. Whether that ends a grant.
+    pub fn given_up(&mut self, node: NodeId, up_to: Asked) -> bool {
+        let ends = |it: &Grant| it.holder == node && it.asked.run == up_to.run && it.asked.at <= up_to.at;
+        self.newest.take_if(|it| ends(it)).is_some()
     }
 
     /// Whether nothing that was granted to an epoch older than `epoch` can still be valid. Only to be told together
     /// with the promise of `epoch`, which keeps such grants from being renewed.
     pub fn lapsed(&self, epoch: Epoch, now: Moment, timing: &Timing) -> bool {
         let silent_over = now >= self.started_at.plus(timing.term);
-        let over = match self.newest {
-            Some((_, granted, at)) => granted >= epoch || now >= at.plus(timing.term),
+        let over = match &self.newest {
+            Some(it) => it.epoch >= epoch || now >= it.at.plus(timing.term),
             None => true,
         };
         silent_over && over

@@ -226,6 +226,12 @@ pub fn next(view: &View<'_>) -> Option<Action> {
     }
 }
 
+/// Whether the lease of `epoch` is given up: the server is gone, with all its processes, and does not start under that epoch,
+/// or not before the others had their chance to take over.
+pub fn gives_up_lease(server: &Server, promised: Epoch, hand_over: bool, epoch: Epoch) -> bool {
+    matches!(server, Server::Stopped { .. }) && (hand_over || promised > epoch)
+}
+
 /// The report for the heartbeats: only about the attempt in progress.
 pub fn report(own: &Own, lapsed: bool) -> Report {
     Report { epoch: own.promised, recruited: own.recruited, lapsed }

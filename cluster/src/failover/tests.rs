@@ -147,13 +147,44 @@ fn a_promotion_that_nobody_saw_is_not_forgotten_by_the_next_order() {
     assert_eq!(follows.lineage(Timeline(3)), Some(Epoch(2)), "until it receives something, it holds what it began");
 }
 
+fn asked(run: u64, at: u64) -> lease::Asked {
+    lease::Asked { run, at: Moment(at) }
+}
+
+#[test]
+fn a_lease_that_was_given_up_is_free_at_once_and_one_asked_for_afterwards_is_not() {
+    let (mut holder, mut grantor) = (lease::Holder::default(), lease::Grantor::new(Moment(0)));
+    let electors = BTreeSet::from([NodeId(2)]);
+    let may =
+        |grantor: &lease::Grantor| grantor.may_grant(NodeId(3), Epoch(2), Epoch(2), Moment(2_600), &lease::LAN).is_ok();
+    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_000), Moment(2_400));
+    holder.granted(Epoch(1), NodeId(2), Moment(2_000));
+    holder.give_up(Moment(2_100));
+    assert_eq!(holder.given_up(), Some(Moment(2_100)));
+    // An answer that was on its way.
+    holder.granted(Epoch(1), NodeId(2), Moment(2_050));
+    assert_eq!(holder.verdict(Epoch(1), &electors, Moment(2_200), &lease::LAN), lease::HolderVerdict::Fence);
+    for wrong in [(NodeId(3), asked(7, 2_100)), (NodeId(1), asked(8, 2_100)), (NodeId(1), asked(7, 1_999))] {
+        assert!(!grantor.given_up(wrong.0, wrong.1), "{wrong:?}");
+        assert!(!may(&grantor) && !grantor.lapsed(Epoch(2), Moment(2_600), &lease::LAN), "{wrong:?}");
+    }
+    assert!(grantor.given_up(NodeId(1), asked(7, 2_100)));
+    assert!(may(&grantor) && grantor.lapsed(Epoch(2), Moment(2_600), &lease::LAN));
+    // It comes back, and asks anew; what it said before takes nothing back that it has now.
+    holder.granted(Epoch(1), NodeId(2), Moment(2_300));
+    assert_ne!(holder.verdict(Epoch(1), &electors, Moment(2_400), &lease::LAN), lease::HolderVerdict::Fence);
+    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_300), Moment(2_500));
+    assert!(!grantor.given_up(NodeId(1), asked(7, 2_100)));
+    assert!(!may(&grantor));
+}
+
 #[test]
 fn the_holder_stops_before_any_grantor_lets_go() {
     let (mut holder, mut grantor) = (lease::Holder::default(), lease::Grantor::new(Moment(0)));
     let silent = grantor.may_grant(NodeId(1), Epoch(1), Epoch(1), Moment(1_000), &lease::LAN);
     assert_eq!(silent, Err(lease::NotGranted::Silent));
     // Sent at 2000, received at 2400, answered at once.
-    grantor.grant(NodeId(1), Epoch(1), Moment(2_400));
+    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_000), Moment(2_400));
     holder.granted(Epoch(1), NodeId(2), Moment(2_000));
     let fence_at = Moment(2_000 + 1_485 - 300);
     let serve = lease::HolderVerdict::Serve { fence_at };

@@ -56,6 +56,8 @@ pub(super) struct Part {
     row: Option<(Epoch, Lsn)>,
     /// A crashed server is left down until then.
     hand_over_until: Option<Moment>,
+    /// The lease was given up since the server stopped.
+    gives_up_lease: bool,
     /// The synchronous list of a node that is about to be promoted.
     pub(super) list: Option<String>,
     /// The epoch under which the server serves.
@@ -132,6 +134,7 @@ impl Part {
             promotion_ordered,
             row: None,
             hand_over_until: None,
+            gives_up_lease: false,
             list: None,
             served: Epoch(0),
             history_known: false,
@@ -193,6 +196,7 @@ impl Driver {
         if self.is_strange(state, &seen) {
             return Ok(Primacy::Free);
         }
+        self.part.gives_up_lease = self.gives_up_lease(turn, &seen);
         let own = self.own(turn, &seen);
         self.tell(turn, &own, &seen);
         let sample = self.parts.observations.of(self.parts.me);
@@ -412,7 +416,7 @@ impl Driver {
     fn own(&self, turn: &Turn, seen: &Seen) -> Own {
         let state = &turn.state.value;
         let council = &self.part.council;
-        let lease = self.lease_epoch(state).is_some_and(|epoch| {
+        let lease = self.lease_epoch(state).filter(|_| !self.part.gives_up_lease).is_some_and(|epoch| {
             let serves = matches!(seen.server, Server::Primary { .. });
             council.holds_lease(epoch, turn.now) || (serves && council.just_started(turn.now))
         });
@@ -423,8 +427,21 @@ impl Driver {
             recruited: seen.recruited,
             promotion_ordered: self.part.promotion_ordered,
             lease,
-            hand_over: self.part.hand_over_until.is_some_and(|until| turn.now < until),
+            hand_over: self.hands_over(turn),
         }
+    }
+
+    fn hands_over(&self, turn: &Turn) -> bool {
+        self.part.hand_over_until.is_some_and(|until| turn.now < until)
+    }
+
+    /// Whether the lease is given up while the server is stopped as it is.
+    fn gives_up_lease(&self, turn: &Turn, seen: &Seen) -> bool {
+        let Some(epoch) = self.lease_epoch(&turn.state.value) else { return false };
+        let promised = self.part.ledger.ledger().promised;
+        // Backends can outlive their postmaster, and acknowledge what nobody else holds: they are looked for once more.
+        order::gives_up_lease(&seen.server, promised, self.hands_over(turn), epoch)
+            && (self.part.gives_up_lease || postgres::nothing_runs(&self.parts.spec))
     }
 
     /// The epoch that this node serves under, or would.
@@ -457,7 +474,8 @@ impl Driver {
             follows,
             lineage: seen.holds.map(|holds| (holds.timeline, holds.lineage)),
             own: if leads { self.own_word(turn, own) } else { None },
-            lease_for: self.lease_epoch(state),
+            lease_for: self.lease_epoch(state).filter(|_| !self.part.gives_up_lease),
+            gives_up_lease: self.part.gives_up_lease,
             guarded: self.guarded(state, own),
         });
     }

@@ -7,7 +7,7 @@ use super::routers::Routers;
 use super::word::Word;
 use crate::clock;
 use cluster::failover::detect::{self, Evidence, OwnWord, Said, Stream};
-use cluster::failover::lease::{self, Grantor, Holder, HolderVerdict};
+use cluster::failover::lease::{self, Asked, Grantor, Holder, HolderVerdict};
 use cluster::failover::order::{Others, Serving};
 use cluster::failover::recruit::{Report, electors};
 use cluster::failover::{budget, procedure};
@@ -43,6 +43,8 @@ pub(crate) struct OwnPart {
     pub own: Option<OwnWord>,
     /// The epoch under which it serves, would serve, or is about to be promoted: whose lease it asks for.
     pub lease_for: Option<Epoch>,
+    /// Its server is gone with all its processes, and it needs no lease until it asks anew.
+    pub gives_up_lease: bool,
     /// Its server may acknowledge commits that nobody else holds, which only the lease of this epoch allows.
     pub guarded: Option<Epoch>,
 }
@@ -50,6 +52,8 @@ pub(crate) struct OwnPart {
 /// See the module.
 pub(crate) struct Council {
     me: NodeId,
+    /// Tells this process from those before it.
+    run: u64,
     inner: Mutex<Inner>,
     /// A heartbeat is due at once.
     pub beat: Notify,
@@ -120,7 +124,15 @@ impl Council {
             leader_answers: None,
             called_for: None,
         };
-        Council { me, inner: Mutex::new(inner), beat: Notify::new(), duty: Condvar::new(), routers: Arc::default() }
+        let run = u64::from_be_bytes(crate::enrol::random::<8>().unwrap_or_default());
+        Council {
+            me,
+            run,
+            inner: Mutex::new(inner),
+            beat: Notify::new(),
+            duty: Condvar::new(),
+            routers: Arc::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -134,6 +146,11 @@ impl Council {
             let mut inner = self.lock();
             let changed = inner.own != own;
             inner.own = own;
+            if inner.own.gives_up_lease && changed {
+                let now = clock::now();
+                inner.holder.give_up(now);
+                inner.take_back(self.me, Asked { run: self.run, at: now });
+            }
             if inner.own.guarded.is_some() {
                 self.duty.notify_all();
             }
@@ -178,8 +195,11 @@ impl Council {
     /// Takes in the word of another keeper.
     pub fn hear(&self, from: NodeId, word: Word, received: Moment) -> News {
         let mut inner = self.lock();
+        if let Some(at) = word.lease_given_up {
+            inner.take_back(from, Asked { run: word.run, at: Moment(at) });
+        }
         if let Some((epoch, sent_at)) = word.lease {
-            inner.ask_lease(from, epoch, sent_at, received);
+            inner.ask_lease(from, epoch, Asked { run: word.run, at: Moment(sent_at) }, received);
         }
         if let Some((epoch, sent_at)) = word.granted.get(&self.me) {
             inner.holder.granted(*epoch, from, Moment(*sent_at));
@@ -206,7 +226,7 @@ impl Council {
         let mut inner = self.lock();
         let lease = inner.own.lease_for.map(|epoch| (epoch, now.0));
         if let Some((epoch, sent_at)) = lease {
-            inner.ask_lease(self.me, epoch, sent_at, now);
+            inner.ask_lease(self.me, epoch, Asked { run: self.run, at: now }, now);
             if inner.granted.get(&self.me) == Some(&(epoch, sent_at)) {
                 inner.holder.granted(epoch, self.me, now);
             }
@@ -223,6 +243,8 @@ impl Council {
             own: inner.own.own.clone(),
             said,
             lease,
+            run: self.run,
+            lease_given_up: inner.holder.given_up().map(|at| at.0),
             lease_from: inner.list_newcomers(now),
             granted: inner.granted.iter().filter(|(to, _)| **to != self.me).map(|(to, it)| (*to, *it)).collect(),
             routers: self.routers.all_hold(),
@@ -390,10 +412,16 @@ impl Inner {
         self.granted.retain(|node, _| state.members.contains_key(node));
     }
 
-    fn ask_lease(&mut self, holder: NodeId, epoch: Epoch, sent_at: u64, now: Moment) {
+    fn ask_lease(&mut self, holder: NodeId, epoch: Epoch, asked: Asked, now: Moment) {
         if self.grantor.may_grant(holder, epoch, self.own.promised, now, &LEASE).is_ok() {
-            self.grantor.grant(holder, epoch, now);
-            self.granted.insert(holder, (epoch, sent_at));
+            self.grantor.grant(holder, epoch, asked, now);
+            self.granted.insert(holder, (epoch, asked.at.0));
+        }
+    }
+
+    fn take_back(&mut self, holder: NodeId, up_to: Asked) {
+        if self.grantor.given_up(holder, up_to) {
+            tracing::debug!(%holder, "the lease was given up");
         }
     }
 
@@ -489,5 +517,59 @@ impl Inner {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: Epoch = Epoch(1);
+    const NEXT: Epoch = Epoch(2);
+
+    /// A group of three that have been up for long.
+    fn group() -> Vec<Council> {
+        let electors: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
+        let made = electors.iter().map(|me| Council::new(*me)).collect::<Vec<_>>();
+        for council in &made {
+            let mut inner = council.lock();
+            inner.grantor.forget_silence();
+            inner.electors.clone_from(&electors);
+        }
+        made
+    }
+
+    /// Everybody says a word, and everybody else hears it.
+    fn beat(group: &[Council]) {
+        for from in group {
+            let word = from.word(clock::now(), None);
+            for to in group.iter().filter(|to| to.me != from.me) {
+                to.hear(from.me, word.clone(), clock::now());
+            }
+        }
+    }
+
+    #[test]
+    fn a_lease_that_its_holder_gives_up_need_not_be_waited_for() {
+        let group = group();
+        let [primary, candidate, _] = &group[..] else { unreachable!("three") };
+        primary.publish(OwnPart { promised: OLD, lease_for: Some(OLD), ..OwnPart::default() });
+        beat(&group);
+        beat(&group);
+        assert!(primary.holds_lease(OLD, clock::now()));
+        for council in &group {
+            council.publish(OwnPart { promised: NEXT, ..OwnPart::default() });
+        }
+        candidate.publish(OwnPart { promised: NEXT, lease_for: Some(NEXT), ..OwnPart::default() });
+        beat(&group);
+        beat(&group);
+        assert!(!candidate.holds_lease(NEXT, clock::now()), "what was granted before has not lapsed");
+        assert!(!candidate.word(clock::now(), None).report.lapsed);
+        primary.publish(OwnPart { promised: NEXT, gives_up_lease: true, ..OwnPart::default() });
+        assert!(!primary.holds_lease(OLD, clock::now()));
+        beat(&group);
+        beat(&group);
+        assert!(candidate.holds_lease(NEXT, clock::now()));
+        assert!(candidate.word(clock::now(), None).report.lapsed);
     }
 }

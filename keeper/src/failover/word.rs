@@ -34,6 +34,12 @@ pub(crate) struct Word {
     /// It asks for the lease of this epoch. The number is a moment of its own clock, and means nothing to others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<(Epoch, u64)>,
+    /// Which process of this keeper speaks; the numbers of the lease are its own.
+    #[serde(default)]
+    pub run: u64,
+    /// Its server was gone at this moment of its clock, and it counts no grant any more that it asked for until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_given_up: Option<u64>,
     /// Joining keepers whose grants of that lease it has, so that they may begin to count for it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub lease_from: BTreeSet<NodeId>,

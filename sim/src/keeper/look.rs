@@ -28,6 +28,20 @@ impl World {
         }
     }
 
+    fn gives_up_lease(&self, node: usize) -> bool {
+        let it = &self.nodes[node];
+        let Some(keeper) = &it.keeper else { return false };
+        let Some(epoch) = keeper.state.as_ref().and_then(|(_, state)| self.epoch_for(node, state)) else {
+            return false;
+        };
+        let promised = keeper.ledger.promised;
+        let server = match it.server.running {
+            Running::No => Server::Stopped { in_order: it.disk.in_order, as_primary: !it.disk.standby },
+            Running::Starting | Running::Primary | Running::Replica => Server::Starting,
+        };
+        order::gives_up_lease(&server, promised, keeper.hand_over_until.is_some(), epoch)
+    }
+
     pub(super) fn make_heartbeat(&mut self, node: usize) -> Heartbeat {
         let local = self.nodes[node].local(self.now);
         let state = self.nodes[node].keeper.as_ref().and_then(|keeper| keeper.state.clone());
@@ -53,11 +67,33 @@ impl World {
         };
         let said = state.as_ref().map(|(_, state)| leader_of(state)).filter(|leader| *leader != id(node));
         let said = said.map(|leader| (leader, self.said(node, leader, local)));
+        let gives_up = self.gives_up_lease(node);
+        if gives_up {
+            self.keeper(node).holder.give_up(local);
+        }
         let lease = state.as_ref().and_then(|(_, state)| self.epoch_for(node, state)).map(|epoch| (epoch, local));
+        let lease = lease.filter(|_| !gives_up);
+        let run = self.nodes[node].incarnation;
+        let lease_given_up = match self.mutant {
+            Mutant::GiveUpWhileServing => Some(local),
+            _ => self.keeper(node).holder.given_up(),
+        };
         let report = cluster::failover::recruit::Report { epoch: promised, recruited, lapsed };
         let version = state.as_ref().map_or(0, |(version, _)| *version);
         let lease_from = state.as_ref().map(|(_, state)| self.newcomers(node, local, state)).unwrap_or_default();
-        Heartbeat { from: node, report, serving, position, own_word, said, lease, lease_from, version }
+        Heartbeat {
+            from: node,
+            report,
+            serving,
+            position,
+            own_word,
+            said,
+            lease,
+            run,
+            lease_given_up,
+            lease_from,
+            version,
+        }
     }
 
     /// What this keeper says about the leader.
@@ -178,7 +214,7 @@ impl World {
     }
 
     fn lease(&mut self, node: usize, local: Moment, state: &ClusterState) -> bool {
-        let Some(epoch) = self.epoch_for(node, state) else { return false };
+        let Some(epoch) = self.epoch_for(node, state).filter(|_| !self.gives_up_lease(node)) else { return false };
         let it = &mut self.nodes[node];
         let keeper = it.keeper.as_ref().expect("the caller looked");
         let electors = recruit::electors(state).collect();
