@@ -98,6 +98,7 @@ fn node_status(state: &ClusterState, member: &Member, keeper_up: bool) -> NodeSt
         settings_version: None,
         started_at: None,
         certificate_expires_at: None,
+        sockets: None,
     }
 }
 

@@ -174,6 +174,7 @@ pub fn sample(state: &ClusterState, id: u64) -> NodeSample {
         keeper_pid: 100,
         program_version: "0.1.0".into(),
         certificate_expires_at: Some(WallTime(WALL.0 + 80 * 86_400_000)),
+        sockets: None,
         peers_heard_ms: state.members.keys().filter(|peer| peer.0 != id).map(|peer| (*peer, 50)).collect(),
     }
 }

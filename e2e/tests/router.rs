@@ -82,14 +82,17 @@ async fn reads_are_spread_over_replicas_and_see_what_their_session_wrote() {
     }
     // What tells one server from another is asked on the primary, unless it is hidden in a function.
     let place = "CREATE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS \
-                 $$ SELECT current_setting('transaction_read_only') $$";
+                 $$ SELECT current_setting('transaction_read_only') || ' ' || (client_addr IS NULL) \
+                    FROM pg_stat_activity WHERE pid = pg_backend_pid() $$";
     writer.batch_execute(place).await.expect("made");
     let began = Instant::now();
     loop {
         let reader = front.client().await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         let row = reader.query_one("SELECT place()", &[]).await.expect("read");
-        if row.get::<_, String>(0) == "on" {
+        let place = row.get::<_, String>(0);
+        assert!(place.ends_with(" true"), "the router speaks to servers of its machine by their sockets: {place}");
+        if place == "on true" {
             break;
         }
         assert!(began.elapsed() < PATIENCE, "no read was served by a replica");

@@ -216,6 +216,8 @@ impl Keeper {
             observations: self.observations.clone(),
             store: self.store.clone(),
             sql: spec.as_ref().map(Sql::new),
+            spec: spec.clone(),
+            machine: self.config.machine.clone(),
             data_dir: self.config.postgresql.as_ref().map(|node| node.data_dir.clone()),
             council: self.council.clone(),
             certificate_expires_at: Arc::new(move || tls.expires_at()),

@@ -11,6 +11,9 @@ pub struct NodeConfig {
     pub name: NodeName,
     /// Where it is.
     pub site: Site,
+    /// Tells this machine, in its present life, and its network from all others; routers of the same may use the server's
+    /// socket. Absent where that cannot be known.
+    pub machine: Option<String>,
     /// Directory for everything of ours but the database. Mode 0700.
     pub state_dir: PathBuf,
     /// Listener for other keepers.

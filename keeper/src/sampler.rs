@@ -11,11 +11,11 @@ use crate::observations::{Heartbeat, Observations};
 use crate::store::Store;
 use bytes::Bytes;
 use model::limits::HEARTBEAT_INTERVAL;
-use model::observe::{ServerFacts, ServerState};
+use model::observe::{ServerFacts, ServerSockets, ServerState};
 use model::units::{Epoch, Millis, Moment, WallTime};
 use model::{NodeId, NodeSample};
 use nix::sys::statvfs::statvfs;
-use postgres::Sql;
+use postgres::{ServerSpec, Sql};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +42,10 @@ pub struct Sampler {
     pub store: Store,
     /// Control connection of its own, so that a long order of the driver does not delay samples.
     pub sql: Option<Sql>,
+    /// The server, for where its sockets are.
+    pub spec: Option<ServerSpec>,
+    /// Tells this machine from others (`NodeConfig::machine`).
+    pub machine: Option<String>,
     /// Directory whose file system is watched.
     pub data_dir: Option<PathBuf>,
     /// Tells when to look more often.
@@ -77,6 +81,7 @@ impl Sampler {
         let began = clock::now();
         let (server, facts) = self.look(answered_at).await;
         let (disk_free_bytes, disk_total_bytes) = self.disk();
+        let sockets = matches!(server, ServerState::Running).then(|| self.sockets()).flatten();
         let mut sample = NodeSample {
             node: self.me,
             seq,
@@ -84,6 +89,7 @@ impl Sampler {
             age_ms: clock::now().since(began).0,
             server,
             facts,
+            sockets,
             epoch_seen: Epoch(self.store.state().map_or(0, |state| state.value.rule.epoch.0)),
             state_version: 0,
             settings_version: 0,
@@ -100,6 +106,11 @@ impl Sampler {
         };
         self.local.fill(&mut sample);
         sample
+    }
+
+    fn sockets(&self) -> Option<ServerSockets> {
+        let directories = postgres::socket_directories(self.spec.as_ref()?);
+        Some(ServerSockets { machine: self.machine.clone()?, directories })
     }
 
     async fn look(&self, answered_at: &mut Option<Moment>) -> (ServerState, Option<ServerFacts>) {

@@ -184,6 +184,26 @@ pub struct ServerFacts {
     pub lineage_epoch: Option<Epoch>,
 }
 
+/// Where a server's Unix sockets are, for programs of the same machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ServerSockets {
+    /// Tells a machine, in one of its lives, and a network on it from all others.
+    pub machine: String,
+    /// Directories that hold a socket named `.s.PGSQL.<port>`.
+    pub directories: Vec<SocketDirectory>,
+}
+
+/// A directory, and how to know that one seen by its path is the same: another container may have a path of that name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SocketDirectory {
+    /// Where it is.
+    pub path: String,
+    /// Number of the device that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+}
+
 /// How telling the world outside goes: hooks, address updates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outside {
@@ -226,6 +246,9 @@ pub struct NodeSample {
     pub server: ServerState,
     /// Facts of the server; absent while it does not answer.
     pub facts: Option<ServerFacts>,
+    /// Where the server's sockets are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<ServerSockets>,
     /// Highest epoch this keeper has obeyed.
     pub epoch_seen: Epoch,
     /// Version of the cluster state this keeper has applied.

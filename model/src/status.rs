@@ -3,7 +3,7 @@
 
 use crate::follow::{FollowStatus, FollowerStatus};
 use crate::names::{NodeId, NodeName, Site};
-use crate::observe::{CloneProgress, ConsensusView, PendingRestart};
+use crate::observe::{CloneProgress, ConsensusView, PendingRestart, ServerSockets};
 use crate::settings::CommitMode;
 use crate::state::{ReplicaKind, Role};
 use crate::units::{Epoch, Lsn, SystemId, Timeline, WallTime};
@@ -207,6 +207,9 @@ pub struct NodeStatus {
     /// When its certificate ends.
     #[schema(value_type = Option<i64>)]
     pub certificate_expires_at: Option<WallTime>,
+    /// Where its server's sockets are, for programs of its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<ServerSockets>,
 }
 
 /// How safe commits are now.

@@ -3,6 +3,7 @@
 
 use crate::failover::FailoverPhase;
 use crate::names::{NodeId, NodeName, Site};
+use crate::observe::ServerSockets;
 use crate::state::{ClusterState, LineageEntry, Member, ReplicaKind, Role};
 use crate::status::{ClusterStatus, LinkStatus, NodeStatus};
 use crate::units::{Epoch, Lsn, Timeline, WallTime};
@@ -96,6 +97,9 @@ pub struct TopologyNode {
     #[serde(default)]
     #[schema(value_type = Option<i64>)]
     pub started_at: Option<WallTime>,
+    /// Where its server's sockets are, for programs of its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<ServerSockets>,
 }
 
 /// What earlier versions did not tell.
@@ -149,6 +153,7 @@ impl TopologyNode {
             timeline: seen.and_then(|seen| seen.timeline),
             sample_age_ms: seen.and_then(|seen| seen.sample_age_ms),
             started_at: seen.and_then(|seen| seen.started_at),
+            sockets: seen.and_then(|seen| seen.sockets.clone()),
         }
     }
 

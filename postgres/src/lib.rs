@@ -47,7 +47,7 @@ pub use process::{
 };
 pub use recover::{Recovered, crash_recover};
 pub use reload::cut_receiver;
-pub use running::{ActiveFiles, whereabouts, write_active};
+pub use running::{ActiveFiles, socket_directories, whereabouts, write_active};
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
 pub use sql::Sql;
 pub use values::check_values;

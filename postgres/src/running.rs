@@ -11,6 +11,7 @@ use crate::os_user::OsUser;
 use crate::spec::ServerSpec;
 use crate::sql::Sql;
 use model::Trouble;
+use model::observe::SocketDirectory;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
@@ -43,6 +44,22 @@ fn parse_whereabouts(text: &str, data_dir: &Path) -> Option<Whereabouts> {
     // A relative path is relative to where the server works.
     let socket_dir = (!socket.is_empty()).then(|| data_dir.join(socket));
     Some(Whereabouts { port, socket_dir })
+}
+
+/// Directories that hold a socket of the running server, in the order in which a program of this machine should try them.
+pub fn socket_directories(spec: &ServerSpec) -> Vec<SocketDirectory> {
+    let first = whereabouts(&spec.data_dir).and_then(|found| found.socket_dir);
+    let mut directories: Vec<SocketDirectory> = Vec::new();
+    // Those that anybody may enter first.
+    for path in spec.socket_dirs_beside.iter().chain(first.as_ref()).chain([&spec.socket_dir]) {
+        let Ok(found) = fs::metadata(path) else { continue };
+        let path = path.display().to_string();
+        let known = directories.iter().any(|known| known.path == path);
+        if !known && Path::new(&path).join(format!(".s.PGSQL.{}", spec.port)).exists() {
+            directories.push(SocketDirectory { path, device: found.dev(), inode: found.ino() });
+        }
+    }
+    directories
 }
 
 /// The configuration files that a running server reads.

@@ -27,8 +27,8 @@ impl PoolMode {
 /// How clients prove who they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// They do not: whoever connects is believed. For networks that nobody else is on.
-    Trust,
+    /// They do not: whoever connects is believed. For networks that nobody else is on. The passwords are for the servers.
+    Trust(Arc<BTreeMap<String, Secret>>),
     /// SCRAM-SHA-256 against the secrets of a file.
     Users(Arc<BTreeMap<String, Secret>>),
     /// SCRAM-SHA-256 against the file's secrets first, then against what a query to the primary returns.
@@ -150,6 +150,8 @@ pub struct Config {
     pub client_tls: Option<ClientTls>,
     /// TLS towards servers.
     pub server_tls: ServerTls,
+    /// The name of this machine: servers of the same are spoken to by their sockets. `None`: always by TCP.
+    pub machine: Option<String>,
     /// Whether statements that only read may go to replicas.
     pub split: bool,
     /// What a read on a replica must see.
@@ -196,6 +198,7 @@ impl Default for Config {
             auth: ClientAuth::Users(Arc::default()),
             client_tls: None,
             server_tls: ServerTls::Off,
+            machine: None,
             split: false,
             consistency: routing::Level::Session,
             lag_max: model::LagBytes(16 << 20),

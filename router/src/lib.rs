@@ -11,6 +11,7 @@ pub mod cancel;
 pub mod config;
 pub mod exchange;
 mod login;
+pub mod nearby;
 pub mod obtain;
 pub mod out;
 pub mod own;
@@ -66,6 +67,8 @@ pub struct Global {
     pub reloads: watch::Sender<u64>,
     /// The epoch before which nothing new is sent to a primary, and nothing is open on one: for a planned change.
     held: watch::Sender<Epoch>,
+    /// Servers of this machine.
+    pub nearby: nearby::Nearby,
     /// What is counted.
     pub stats: stats::Stats,
     /// How often clients changed functions, tables or roles.
@@ -163,6 +166,7 @@ impl Router {
             paused: AtomicBool::new(false),
             reloads: watch::channel(0).0,
             held: watch::channel(Epoch(0)).0,
+            nearby: nearby::Nearby::default(),
             stats: stats::Stats::new(workers),
             catalog_changes: AtomicU64::new(0),
             load: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
@@ -231,6 +235,7 @@ impl Meter {
     /// What it counts and holds, as Prometheus text.
     pub fn text(&self) -> String {
         let mut out = self.0.stats.text();
+        out.push_str(&self.0.nearby.text());
         let pools = self.0.all_pools();
         let sum = |of: &dyn Fn(&SharedPool) -> usize| pools.iter().map(|pool| of(pool)).sum::<usize>();
         let (total, idle) = (sum(&SharedPool::total), sum(&SharedPool::idle));

@@ -199,7 +199,7 @@ async fn open_replication(
         .map(|(name, value)| (name.as_str(), value.as_str()))
         .filter(|(name, _)| passed(name))
         .collect();
-    let connected = crate::server::connect_with(slot, &worker.config(), worker.proof(user), &parameters).await;
+    let connected = crate::server::connect_with(slot, worker, &parameters).await;
     connected.map_err(Out::Server)
 }
 
@@ -273,7 +273,12 @@ async fn secret_of(worker: &Rc<Worker>, user: &str, database: &str) -> Result<Kn
     let config = worker.config();
     let known = |users: &std::collections::BTreeMap<String, Secret>, name: &str| users.get(name).cloned();
     match &config.auth {
-        ClientAuth::Trust => Ok(Known::Believed),
+        ClientAuth::Trust(users) => {
+            if let Some(Secret::Password(password)) = known(users, user) {
+                worker.learn_proof(user, Proof::Password(password));
+            }
+            Ok(Known::Believed)
+        }
         ClientAuth::Users(users) => Ok(known(users, user).map_or(Known::Nobody, Known::Secret)),
         ClientAuth::Query { users, user: asker, database: place, query } => {
             if let Some(secret) = known(users, user) {
@@ -284,7 +289,7 @@ async fn secret_of(worker: &Rc<Worker>, user: &str, database: &str) -> Result<Kn
             }
             let place = place.as_deref().unwrap_or(database);
             let find = || worker.primary_pool(place, asker);
-            let mut server = obtain::obtain(worker, asker, find).await.map_err(out)?;
+            let mut server = obtain::obtain(worker, find).await.map_err(out)?;
             let sql = query.replace("$1", &crate::settings::literal(user));
             let rows = crate::server::ask(&mut server, &sql).await.map_err(Out::Server)?;
             worker.put_back(server);
@@ -478,7 +483,7 @@ async fn welcome(
         return Ok(known);
     }
     let settings = Arc::new(settings);
-    let mut server = obtain::obtain(worker, user, find).await.map_err(out)?;
+    let mut server = obtain::obtain(worker, find).await.map_err(out)?;
     if let Some(sql) = settings.difference(&server.settings) {
         crate::server::ask(&mut server, &sql).await.map_err(Out::Server)?;
         server.settings = settings.clone();

@@ -27,15 +27,11 @@ pub enum Failure {
 
 /// A connection from the pool that `target` names, which is asked again whenever things have changed. Statements that
 /// find no primary, or one that does not answer, are held: nothing of them was sent (F-4, F-6).
-pub async fn obtain(
-    worker: &Rc<Worker>,
-    user: &str,
-    mut target: impl FnMut() -> Option<Rc<Pool>>,
-) -> Result<Box<Server>, Failure> {
+pub async fn obtain(worker: &Rc<Worker>, mut target: impl FnMut() -> Option<Rc<Pool>>) -> Result<Box<Server>, Failure> {
     // The ordinary case first, without the means of waiting for news.
     let mut why = String::new();
     if let Some(pool) = target() {
-        match from_live_pool(worker, &pool, user).await {
+        match from_live_pool(worker, &pool).await {
             Some(Err(Failure::Server(ConnectError::Unreachable(reason)))) => why = reason,
             Some(done) => return done,
             None => {}
@@ -47,7 +43,7 @@ pub async fn obtain(
         let mut news = std::pin::pin!(worker.news.notified());
         news.as_mut().enable();
         if let Some(pool) = target() {
-            match from_live_pool(worker, &pool, user).await {
+            match from_live_pool(worker, &pool).await {
                 Some(Err(Failure::Server(ConnectError::Unreachable(reason)))) => why = reason,
                 Some(done) => return done,
                 None => continue,
@@ -69,7 +65,7 @@ pub async fn obtain(
 }
 
 /// The same as `from_pool`, given up (`None`) once another server is the one to ask: one that is gone may not even refuse.
-async fn from_live_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Option<Result<Box<Server>, Failure>> {
+async fn from_live_pool(worker: &Rc<Worker>, pool: &Rc<Pool>) -> Option<Result<Box<Server>, Failure>> {
     let superseded = async {
         while !pool.is_retired() {
             worker.news.notified().await;
@@ -77,20 +73,20 @@ async fn from_live_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Opt
     };
     tokio::select! {
         biased;
-        found = from_pool(worker, pool, user) => Some(found),
+        found = from_pool(worker, pool) => Some(found),
         () = superseded => None,
     }
 }
 
 /// A connection from one pool: an idle one, a new one, or the next that is given back.
-pub async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Result<Box<Server>, Failure> {
+pub async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>) -> Result<Box<Server>, Failure> {
     if let Some(server) = pool.take() {
         return Ok(server);
     }
     if pool.shared.waiting() == 0
         && let Some(slot) = pool.shared.reserve()
     {
-        return connect(worker, slot, user).await;
+        return connect(worker, slot).await;
     }
     let wait_max = worker.config().wait_max;
     let place = Place { worker, pool, ticket: pool.shared.stand(worker.index) };
@@ -99,9 +95,9 @@ pub async fn from_pool(worker: &Rc<Worker>, pool: &Rc<Pool>, user: &str) -> Resu
     match tokio::time::timeout(wait_max, grant).await {
         Ok(Ok(Grant::Server(parked))) => match parked.unpark() {
             Ok(server) => Ok(server),
-            Err(slot) => connect(worker, slot, user).await,
+            Err(slot) => connect(worker, slot).await,
         },
-        Ok(Ok(Grant::Connect(slot))) => connect(worker, slot, user).await,
+        Ok(Ok(Grant::Connect(slot))) => connect(worker, slot).await,
         Ok(Err(_)) => Err(Failure::Refused(Refusal::shutting_down("the router stops"))),
         Err(_) => {
             let seconds = wait_max.as_secs_f32();
@@ -124,9 +120,8 @@ impl Drop for Place<'_> {
     }
 }
 
-async fn connect(worker: &Rc<Worker>, slot: Slot, user: &str) -> Result<Box<Server>, Failure> {
-    let config = worker.config();
-    server::connect(slot, &config, worker.proof(user)).await.map_err(Failure::Server)
+async fn connect(worker: &Rc<Worker>, slot: Slot) -> Result<Box<Server>, Failure> {
+    server::connect(slot, worker).await.map_err(Failure::Server)
 }
 
 /// Makes a server fit for another client after one that left it in whatever state, and gives it back; closes it where

@@ -66,7 +66,7 @@ async fn ask_again_and_again(worker: Rc<Worker>, account: Rc<Account>, node: Nod
 
 async fn ask(worker: &Rc<Worker>, account: &Account, node: NodeId) -> Option<Lsn> {
     let pool = account.replica(worker, node)?;
-    let mut server = obtain::from_pool(worker, &pool, &account.user).await.ok()?;
+    let mut server = obtain::from_pool(worker, &pool).await.ok()?;
     let rows = server::ask(&mut server, REPLAYED_SQL).await.ok()?;
     worker.put_back(server);
     rows.first()?.first()?.as_deref()?.parse().ok()

@@ -418,7 +418,7 @@ async fn ask(worker: &Rc<Worker>, database: &str, user: &str) -> Option<Point> {
     let epoch = worker.topology().epoch;
     let limit = worker.config().connect_timeout;
     tokio::time::timeout(limit, async {
-        let mut server = obtain::obtain(worker, user, || worker.primary_pool(database, user)).await.ok()?;
+        let mut server = obtain::obtain(worker, || worker.primary_pool(database, user)).await.ok()?;
         let rows = server::ask(&mut server, POSITION_SQL).await.ok()?;
         worker.put_back(server);
         let row = rows.first()?;
@@ -437,7 +437,7 @@ pub async fn load_catalog(worker: Rc<Worker>, database: String, user: String) {
     let limit = Duration::from_secs(30);
     let loaded = tokio::time::timeout(limit, async {
         let find = || worker.primary_pool(&database, &user);
-        let mut server = obtain::obtain(&worker, &user, find).await.ok()?;
+        let mut server = obtain::obtain(&worker, find).await.ok()?;
         let mut builder = Catalog::builder();
         let two = |row: server::Row| -> Option<(String, String)> {
             let mut values = row.into_iter();

@@ -1,6 +1,7 @@
 //! One connection to a server: made, logged in, kept, moved between workers.
 
-use crate::config::{Config, ServerTls};
+use crate::config::ServerTls;
+use crate::nearby::{Way, Who};
 use crate::pool::{Grant, PoolKey, Purpose, Slot};
 use crate::prepared::ServerStatements;
 use crate::probe::REPLAYED_SQL;
@@ -9,9 +10,11 @@ use crate::scram::{self, Proof};
 use crate::settings::Settings;
 use crate::stream::Stream;
 use crate::topology::NodeAddr;
+use crate::worker::Worker;
 use model::Lsn;
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -233,9 +236,10 @@ impl From<io::Error> for ConnectError {
 }
 
 /// Connects and logs in.
-pub async fn connect(slot: Slot, config: &Config, proof: Option<Proof>) -> Result<Box<Server>, ConnectError> {
+pub async fn connect(slot: Slot, worker: &Worker) -> Result<Box<Server>, ConnectError> {
+    let config = worker.config();
     let purpose = slot.pool().key.purpose;
-    let mut server = connect_with(slot, config, proof, &[]).await?;
+    let mut server = connect_with(slot, worker, &[]).await?;
     // One question per connection: what it tells holds while the connection lives.
     let question = match purpose {
         Purpose::Write(_) => LIFE_SQL,
@@ -254,24 +258,19 @@ pub async fn connect(slot: Slot, config: &Config, proof: Option<Proof>) -> Resul
 /// The same with further startup parameters.
 pub async fn connect_with(
     slot: Slot,
-    config: &Config,
-    proof: Option<Proof>,
+    worker: &Worker,
     parameters: &[(&str, &str)],
 ) -> Result<Box<Server>, ConnectError> {
     let node = slot.pool().key.node.clone();
-    match tokio::time::timeout(config.connect_timeout, login(slot, config, proof, parameters)).await {
+    let limit = worker.config().connect_timeout;
+    match tokio::time::timeout(limit, login(slot, worker, parameters)).await {
         Ok(done) => done,
         Err(_) => Err(ConnectError::Unreachable(format!("{node} did not answer in time"))),
     }
 }
 
-/// A connection that is not logged in.
+/// A connection by TCP that is not logged in.
 pub async fn open(node: &NodeAddr, tls: &ServerTls) -> io::Result<Stream> {
-    if let Some(path) = &node.socket
-        && let Ok(stream) = UnixStream::connect(path).await
-    {
-        return Ok(Stream::Unix(stream));
-    }
     let stream = TcpStream::connect((node.host.as_str(), node.port)).await?;
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(&stream);
@@ -308,14 +307,77 @@ pub async fn read_message(stream: &mut Stream, buffer: &mut Vec<u8>) -> io::Resu
     Ok(head)
 }
 
-async fn login(
-    slot: Slot,
-    config: &Config,
+async fn login(slot: Slot, worker: &Worker, parameters: &[(&str, &str)]) -> Result<Box<Server>, ConnectError> {
+    let config = worker.config();
+    let key = slot.pool().key.clone();
+    let proof = worker.proof(&key.user);
+    let nearby = &worker.global.nearby;
+    let who = Who { node: key.node.clone(), database: key.database.clone(), user: key.user.clone() };
+    // Who brings words of their own may ask for what `pg_hba.conf` has lines of its own for: replication.
+    let way = match parameters {
+        [] => nearby.way(config.machine.as_deref(), &worker.topology(), &who, config.server_lifetime),
+        _ => Way::Tcp,
+    };
+    let by_tcp = async || enter(open(&key.node, &config.server_tls).await?, &key, proof.clone(), parameters).await;
+    let by_socket = async |path: &Path, asked: bool| {
+        let entered = match UnixStream::connect(path).await {
+            Ok(stream) => enter(Stream::Unix(stream), &key, proof.clone(), parameters).await,
+            Err(error) => Err(error.into()),
+        };
+        match entered {
+            Ok(entered) if entered.asked || !asked => return Some(entered),
+            // It is gone, starts, or is full: TCP tells.
+            Err(ConnectError::Unreachable(_)) => {}
+            Ok(_) | Err(ConnectError::Refused(_) | ConnectError::Credentials(_)) => nearby.not_by_socket(&who),
+        }
+        None
+    };
+    let entered = match way {
+        Way::Tcp => by_tcp().await?,
+        Way::Prove(path) => {
+            let entered = by_tcp().await?;
+            nearby.proven(&who, entered.asked);
+            by_socket(&path, entered.asked).await.unwrap_or(entered)
+        }
+        Way::Socket { path, asked } => match by_socket(&path, asked).await {
+            Some(entered) => entered,
+            None => by_tcp().await?,
+        },
+    };
+    nearby.count(matches!(entered.stream, Stream::Unix(_)));
+    let now = Instant::now();
+    Ok(Box::new(Server {
+        stream: entered.stream,
+        inbox: Vec::new(),
+        outbox: Vec::new(),
+        awaits_much: false,
+        statements: ServerStatements::default(),
+        settings: Arc::default(),
+        reported: Arc::new(entered.reported),
+        key: Arc::new(entered.key),
+        life: None,
+        birth: None,
+        born: now,
+        used: now,
+        slot,
+    }))
+}
+
+/// A connection that is logged in.
+struct Entered {
+    stream: Stream,
+    reported: Reported,
+    key: CancelKey,
+    /// Whether the server asked for a proof.
+    asked: bool,
+}
+
+async fn enter(
+    mut stream: Stream,
+    key: &PoolKey,
     proof: Option<Proof>,
     parameters: &[(&str, &str)],
-) -> Result<Box<Server>, ConnectError> {
-    let key = slot.pool().key.clone();
-    let mut stream = open(&key.node, &config.server_tls).await?;
+) -> Result<Entered, ConnectError> {
     let mut out = Vec::new();
     let mut wanted = vec![("user", key.user.as_str()), ("database", key.database.as_str())];
     match parameters {
@@ -325,9 +387,9 @@ async fn login(
     build::startup(&mut out, &wanted);
     stream.write_all(&out).await?;
     let mut body = Vec::new();
-    authenticate(&mut stream, &mut body, &key, proof).await?;
+    let asked = authenticate(&mut stream, &mut body, key, proof).await?;
     let mut reported = Reported::new();
-    let mut cancel_key = CancelKey { node: key.node, pid: 0, secret: Vec::new() };
+    let mut cancel_key = CancelKey { node: key.node.clone(), pid: 0, secret: Vec::new() };
     loop {
         let head = read_message(&mut stream, &mut body).await?;
         match head.tag {
@@ -346,22 +408,7 @@ async fn login(
             _ => {} // Notices.
         }
     }
-    let now = Instant::now();
-    Ok(Box::new(Server {
-        stream,
-        inbox: Vec::new(),
-        outbox: Vec::new(),
-        awaits_much: false,
-        statements: ServerStatements::default(),
-        settings: Arc::default(),
-        reported: Arc::new(reported),
-        key: Arc::new(cancel_key),
-        life: None,
-        birth: None,
-        born: now,
-        used: now,
-        slot,
-    }))
+    Ok(Entered { stream, reported, key: cancel_key, asked })
 }
 
 /// A row of an answer, in text format.
@@ -407,16 +454,16 @@ fn refused(body: &[u8]) -> ConnectError {
     }
 }
 
-/// Answers whatever the server asks for until it is content.
+/// Answers whatever the server asks for until it is content. Whether it asked for anything.
 pub async fn authenticate(
     stream: &mut Stream,
     body: &mut Vec<u8>,
     key: &PoolKey,
     proof: Option<Proof>,
-) -> Result<(), ConnectError> {
+) -> Result<bool, ConnectError> {
     let missing = |what: &str| ConnectError::Credentials(format!("{} asks for {what}", key.node));
     let mut expected = String::new();
-    let mut exchange = None;
+    let (mut exchange, mut asked_for_proof) = (None, false);
     loop {
         let head = read_message(stream, body).await?;
         match head.tag {
@@ -427,7 +474,7 @@ pub async fn authenticate(
         let asked = backend::authentication(body).map_err(|bad| ConnectError::Unreachable(bad.to_string()))?;
         let mut out = Vec::new();
         match asked {
-            Authentication::Ok => return Ok(()),
+            Authentication::Ok => return Ok(asked_for_proof),
             Authentication::Cleartext => match &proof {
                 Some(Proof::Password(password)) => build::password(&mut out, password.as_bytes()),
                 Some(Proof::Keys(_)) | None => return Err(missing("the password itself")),
@@ -455,6 +502,7 @@ pub async fn authenticate(
             }
             Authentication::Other(kind) => return Err(missing(&format!("authentication of kind {kind}"))),
         }
+        asked_for_proof = true;
         stream.write_all(&out).await?;
         stream.flush().await?;
     }

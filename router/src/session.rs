@@ -384,7 +384,7 @@ impl Session {
         let on_replica = async {
             let choice = wanted?;
             let pool = account.replica(&worker, choice.node)?;
-            match obtain::from_pool(&worker, &pool, &account.user).await {
+            match obtain::from_pool(&worker, &pool).await {
                 Ok(server) if worker.reads.borrow().vouches(&choice, server.born, server.birth) => {
                     Some((choice.node, server))
                 }
@@ -403,7 +403,7 @@ impl Session {
                 return Ok((Some(node), server));
             }
             let find = || account.primary(&worker);
-            obtain::obtain(&worker, &account.user, find).await.map(|server| (None, server))
+            obtain::obtain(&worker, find).await.map(|server| (None, server))
         };
         let found = tokio::select! {
             biased;

@@ -1,10 +1,11 @@
 //! Which servers there are and what each is good for, as told by whoever watches the cluster. The router asks no
 //! server for its role: a server that was cut off believes what it believed before.
 
+use model::observe::ServerSockets;
 use model::state::LineageEntry;
 use model::{Epoch, LagBytes, Lsn, Millis, NodeId, Site, Timeline};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 /// How a server is reached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,14 +14,12 @@ pub struct NodeAddr {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// The server's Unix socket where it is on this machine; cheaper than TCP by a seventh.
-    pub socket: Option<PathBuf>,
 }
 
 impl NodeAddr {
     /// Reached by TCP.
     pub fn tcp(host: impl Into<String>, port: u16) -> NodeAddr {
-        NodeAddr { host: host.into(), port, socket: None }
+        NodeAddr { host: host.into(), port }
     }
 
     /// From `host:port`, with brackets around an IPv6 address.
@@ -97,6 +96,8 @@ pub struct Topology {
     pub replicas: Vec<Replica>,
     /// Where primacies began, oldest first: to look up commits whose answer was lost.
     pub lineage: Vec<LineageEntry>,
+    /// Where the servers' Unix sockets are: cheaper than TCP, where a server is on this machine.
+    pub sockets: BTreeMap<NodeAddr, ServerSockets>,
     /// The primary is about to be stopped for another one: it ends what has begun, and nothing new is sent to it.
     pub switching: Option<Switching>,
 }

@@ -263,7 +263,7 @@ impl Worker {
                 tokio::task::spawn_local(async move {
                     let pool = worker.pool(&key);
                     let Some(slot) = pool.shared.reserve() else { return };
-                    match server::connect(slot, &worker.config(), worker.proof(&key.user)).await {
+                    match server::connect(slot, &worker).await {
                         Ok(server) => worker.put_back(server),
                         Err(error) => tracing::debug!(?error, "no connection in advance"),
                     }

@@ -486,6 +486,7 @@ fn config(file: NodeFile) -> Result<NodeConfig, Trouble> {
     Ok(NodeConfig {
         name: file.name,
         site: file.site,
+        machine: crate::machine::name(),
         state_dir: file.state_dir,
         stop_database: file.stop_database,
         keeper: Listen { listen: file.keeper.listen.to_string(), advertise: file.keeper.advertise },

@@ -39,6 +39,8 @@ pub fn topology(told: &model::Topology) -> Topology {
         epoch: switching.epoch,
         to: switching.to.iter().filter_map(|address| NodeAddr::parse(address)).collect(),
     });
+    let sockets = told.nodes.iter().filter_map(|node| Some((node, node.sockets.clone()?)));
+    found.sockets = sockets.map(|(node, sockets)| (NodeAddr::tcp(node.host.clone(), node.port), sockets)).collect();
     for node in told.nodes.iter().filter(|node| node.role == Role::Replica && node.port != 0) {
         found.replicas.push(Replica {
             id: node.id,

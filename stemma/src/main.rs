@@ -10,6 +10,7 @@ mod daemon;
 mod demo;
 mod explain;
 mod front;
+mod machine;
 mod node_file;
 mod reference;
 mod render;

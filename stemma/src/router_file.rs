@@ -44,7 +44,11 @@ pub const KEYS: &[KeyDoc] = &[
         "none",
         "File of users and secrets, mode 0600: lines of `\"name\" \"secret\"`; the secret is a password or a SCRAM-SHA-256 verifier.",
     ),
-    key("router.auth", "`\"scram\"`", "`\"scram\"`, or `\"trust\"`: whoever connects is believed."),
+    key(
+        "router.auth",
+        "`\"scram\"`",
+        "`\"scram\"`, or `\"trust\"`: whoever connects is believed. The router logs in to servers with the password that `users_file` has.",
+    ),
     key("router.auth_user", "none", "User of `users_file` who looks up the others with `auth_query`."),
     key(
         "router.auth_query",
@@ -61,6 +65,11 @@ pub const KEYS: &[KeyDoc] = &[
     ),
     key("router.tls_required", "`false`", "Whether clients without TLS are turned away."),
     key("router.server_ca", "none", "CA of the servers' certificates; with it every connection to a server is TLS."),
+    key(
+        "router.server_sockets",
+        "`true`",
+        "Whether servers of this machine are spoken to by their Unix sockets, by those whom TCP lets in too.",
+    ),
     key(
         "router.split",
         "`false`",
@@ -158,6 +167,8 @@ pub struct Section {
     #[serde(default)]
     tls_required: bool,
     server_ca: Option<PathBuf>,
+    #[serde(default = "yes")]
+    server_sockets: bool,
     #[serde(default)]
     split: bool,
     consistency: Option<String>,
@@ -171,6 +182,10 @@ pub struct Section {
     metrics: Option<SocketAddr>,
     #[serde(default)]
     admins: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A node file, of which only the section matters here.
@@ -266,6 +281,7 @@ impl Section {
                 Some(ca) => ServerTls::Require(router::tls::for_servers(ca)?),
                 None => ServerTls::Off,
             },
+            machine: self.server_sockets.then(crate::machine::name).flatten(),
             split: self.split,
             consistency: self.consistency()?,
             read_wait: span("read_wait", self.read_wait.as_deref(), defaults.read_wait)?,
@@ -324,7 +340,7 @@ impl Section {
             None => Arc::default(),
         };
         match (self.auth.as_deref(), &self.auth_user) {
-            (Some("trust"), _) => Ok(ClientAuth::Trust),
+            (Some("trust"), _) => Ok(ClientAuth::Trust(users)),
             (None | Some("scram"), Some(user)) => Ok(ClientAuth::Query {
                 users,
                 user: user.clone(),

@@ -82,6 +82,7 @@ fn one(
         settings_version: sample.map(|sample| sample.settings_version),
         started_at: facts.map(|facts| facts.started_at),
         certificate_expires_at: sample.and_then(|sample| sample.certificate_expires_at),
+        sockets: sample.and_then(|sample| sample.sockets.clone()),
     }
 }
 

@@ -122,6 +122,7 @@ fn node(number: u64, text: &str, role: Role) -> NodeStatus {
         settings_version: Some(4),
         started_at: (!witness).then_some(WallTime(NOW.0 - 3_600_000)),
         certificate_expires_at: Some(WallTime(NOW.0 + 86_400_000)),
+        sockets: None,
     }
 }
 
@@ -198,6 +199,7 @@ pub fn sample(node: u64, server: ServerState, facts: Option<ServerFacts>) -> Nod
         keeper_pid: 1000,
         program_version: "0.1.0".to_owned(),
         certificate_expires_at: Some(WallTime(NOW.0 + 86_400_000)),
+        sockets: None,
         peers_heard_ms: BTreeMap::new(),
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn resolve(worker: &Rc<Worker>, account: &Account, doubt: &InDo
 
 /// One look; `None` where the primary could not be asked, or is another one by now.
 async fn look(worker: &Rc<Worker>, account: &Account, doubt: &InDoubt) -> Option<Outcome> {
-    let mut server = obtain::obtain(worker, &account.user, || account.primary(worker)).await.ok()?;
+    let mut server = obtain::obtain(worker, || account.primary(worker)).await.ok()?;
     let Purpose::Write(epoch) = server.slot.pool().key.purpose else { return None };
     let says = says(&mut server, doubt.xid).await?;
     let topology = worker.topology();

@@ -201,7 +201,7 @@ fn comparable(messages: &[Message]) -> Vec<String> {
 async fn compare(mode: PoolMode) {
     let mut server = Server::new();
     server.believe();
-    let trust = router::Config { auth: ClientAuth::Trust, mode, ..config(2) };
+    let trust = router::Config { auth: ClientAuth::Trust(Default::default()), mode, ..config(2) };
     let front = Front::start(server.topology(1), trust).await;
     for database in ["direct", "routed"] {
         server.sql(&format!("CREATE DATABASE {database}"));

@@ -90,8 +90,13 @@ impl Server {
 
     /// Restarts believing whoever connects.
     pub fn believe(&mut self) {
+        self.let_in("host all all 127.0.0.1/32 trust\n");
+    }
+
+    /// Restarts with these lines of `pg_hba.conf`.
+    pub fn let_in(&mut self, lines: &str) {
         self.kill();
-        fs::write(self.data_dir.join("pg_hba.conf"), "host all all 127.0.0.1/32 trust\n").expect("written");
+        fs::write(self.data_dir.join("pg_hba.conf"), lines).expect("written");
         self.start();
     }
 
@@ -103,7 +108,8 @@ impl Server {
             }
             let log = fs::File::create(self.data_dir.with_extension("log")).expect("log file");
             let mut postgres = command("postgres");
-            postgres.arg("-D").arg(&self.data_dir).args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-k", ""]);
+            postgres.arg("-D").arg(&self.data_dir).args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-k"]);
+            postgres.arg(&self.data_dir);
             postgres.stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log);
             self.child = Some(postgres.spawn().expect("postgres starts"));
             let mut alive = true;

@@ -32,7 +32,9 @@ fn query(sql: &str) -> Vec<u8> {
 pub async fn believing() -> (Server, Front) {
     let mut server = Server::new();
     server.believe();
-    let front = Front::start(server.topology(1), router::Config { auth: ClientAuth::Trust, ..config(2) }).await;
+    let front =
+        Front::start(server.topology(1), router::Config { auth: ClientAuth::Trust(Default::default()), ..config(2) })
+            .await;
     (server, front)
 }
 
@@ -279,9 +281,11 @@ async fn what_is_put_behind_a_request_for_tls_in_clear_text_is_not_heard() {
     server.believe();
     let config_of = router::tls::for_clients(&certificate, &key, None).expect("sound files");
     let tls = Some(ClientTls { config: config_of, require: false });
-    let front =
-        Front::start(server.topology(1), router::Config { auth: ClientAuth::Trust, client_tls: tls, ..config(2) })
-            .await;
+    let front = Front::start(
+        server.topology(1),
+        router::Config { auth: ClientAuth::Trust(Default::default()), client_tls: tls, ..config(2) },
+    )
+    .await;
     let mut bytes = Vec::new();
     build::ssl_request(&mut bytes);
     bytes.extend(hello());

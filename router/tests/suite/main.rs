@@ -11,5 +11,6 @@ mod pooling;
 mod protocol;
 mod raw;
 mod security;
+mod sockets;
 mod splitting;
 mod wishes;

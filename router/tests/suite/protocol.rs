@@ -85,7 +85,8 @@ async fn a_cancel_request_hits_what_its_client_runs_and_nothing_else() {
 async fn a_cancel_request_that_is_dealt_with_does_not_hit_what_comes_next() {
     let mut server = Server::new();
     server.believe();
-    let config = router::Config { workers: 2, auth: router::config::ClientAuth::Trust, ..config(2) };
+    let config =
+        router::Config { workers: 2, auth: router::config::ClientAuth::Trust(Default::default()), ..config(2) };
     let front = Front::start(server.topology(1), config).await;
     let mut client = Raw::connect(front.port, "postgres").await;
     let (mut cancel, mut ask) = (Vec::new(), Vec::new());

@@ -97,6 +97,7 @@ mod tests {
             timeline: None,
             sample_age_ms: None,
             started_at: None,
+            sockets: None,
         }
     }
 

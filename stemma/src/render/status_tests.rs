@@ -62,6 +62,7 @@ fn node(id: u64, text: &str, role: Role, site: &str) -> NodeStatus {
         settings_version: Some(3),
         started_at: Some(WallTime(OBSERVED_AT.0 - 532_800_000)),
         certificate_expires_at: None,
+        sockets: None,
     }
 }
 

@@ -1,0 +1,109 @@
+//! Servers of this machine, spoken to by their sockets: only by those whom TCP lets in too.
+
+use crate::harness::{Front, Server, config, one, sqlstate, try_one};
+use model::observe::{ServerSockets, SocketDirectory};
+use router::Topology;
+use router::config::{ClientAuth, Secret};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+const BY_SOCKET: &str = "SELECT client_addr IS NULL FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+
+/// What a keeper of the machine `here` tells.
+fn told(server: &Server) -> Topology {
+    let found = std::fs::metadata(&server.data_dir).expect("it is there");
+    let path = server.data_dir.display().to_string();
+    let directory = SocketDirectory { path, device: found.dev(), inode: found.ino() };
+    let sockets = ServerSockets { machine: "here".to_owned(), directories: vec![directory] };
+    Topology { sockets: [(server.addr(), sockets)].into(), ..server.topology(1) }
+}
+
+async fn front(server: &Server, machine: &str) -> Front {
+    let passwords = [("postgres", crate::harness::PASSWORD), ("ann", "anns own")];
+    let users = passwords.map(|(name, password)| (name.to_owned(), Secret::Password(password.to_owned())));
+    let auth = ClientAuth::Users(Arc::new(users.into()));
+    Front::start(told(server), router::Config { auth, machine: Some(machine.to_owned()), ..config(2) }).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_this_machine_is_spoken_to_by_its_socket_and_all_goes_by_it() {
+    let server = Server::new();
+    let elsewhere = front(&server, "there").await;
+    assert_eq!(one(&elsewhere.client().await, BY_SOCKET).await, "f", "a path means nothing on another machine");
+    let front = front(&server, "here").await;
+    let client = front.client().await;
+    assert_eq!(one(&client, BY_SOCKET).await, "t");
+    let told = front.router.meter().text();
+    assert!(told.contains("stemma_router_server_logins_total{way=\"socket\"} 1\n"), "{told}");
+    assert_eq!(client.query_one("SELECT $1::int + 1", &[&1]).await.expect("prepared").get::<_, i32>(0), 2);
+    for megabytes in [1, 30] {
+        let sql =
+            format!("SELECT length(it), md5(it) FROM (SELECT repeat('0123456789abcdef', {megabytes} * 65536) it) t");
+        let long = format!("SELECT repeat('0123456789abcdef', {megabytes} * 65536)");
+        let row = client.query_one(&long, &[]).await.expect("a long row").get::<_, String>(0);
+        let there = client.query_one(&sql, &[]).await.expect("what it is").get::<_, String>(1);
+        assert_eq!(one(&client, &format!("SELECT md5('{row}')")).await, there);
+    }
+    let token = client.cancel_token();
+    let asked = tokio::spawn(async move { try_one(&client, "SELECT pg_sleep(600)").await });
+    crate::harness::wait_for("the statement to run", || {
+        server.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'")
+            == "1"
+    });
+    token.cancel_query(tokio_postgres::NoTls).await.expect("sent");
+    let cancelled = asked.await.expect("no panic").expect_err("cancelled");
+    assert_eq!(sqlstate(&cancelled), "57014");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_gets_in_by_the_socket_whom_tcp_keeps_out_or_asks_for_more() {
+    let mut server = Server::new();
+    server.sql("CREATE ROLE ann LOGIN PASSWORD 'anns own'");
+    let scram = "host all all 127.0.0.1/32 scram-sha-256\n";
+    let trust = "host all all 127.0.0.1/32 trust\n";
+    let cases = [
+        ("local all all scram-sha-256\n", scram, "t"),
+        ("local all all scram-sha-256\n", trust, "t"),
+        ("local all all trust\n", trust, "t"),
+        // Whoever is believed there is believed because the router is.
+        ("local all all trust\n", scram, "f"),
+        ("local all all peer\n", scram, "f"),
+        ("local all all peer\n", trust, "f"),
+        ("local all all md5\nlocal all all reject\n", scram, "t"),
+        ("local all all reject\n", scram, "f"),
+        ("", scram, "f"),
+    ];
+    for (local, host, by_socket) in cases {
+        // Who runs the tests may be the one whom `peer` lets in.
+        if local.contains("peer") && host == trust && !nix::unistd::geteuid().is_root() {
+            continue;
+        }
+        server.let_in(&format!("{local}{host}"));
+        let front = front(&server, "here").await;
+        for _ in 0..3 {
+            assert_eq!(one(&front.client().await, BY_SOCKET).await, by_socket, "{local}{host}");
+        }
+    }
+    server.let_in(&format!("local all all scram-sha-256\nhost all ann 127.0.0.1/32 reject\n{scram}"));
+    let front = front(&server, "here").await;
+    let mut options = front.options();
+    options.user("ann").password("anns own");
+    let refused = front.client_with(&options).await.expect_err("TCP keeps her out");
+    assert_eq!(sqlstate(&refused), "28000");
+    assert_eq!(one(&front.client().await, BY_SOCKET).await, "t");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_goes_away_leaves_tcp() {
+    let server = Server::new();
+    let front = front(&server, "here").await;
+    assert_eq!(one(&front.client().await, BY_SOCKET).await, "t");
+    let socket = server.data_dir.join(format!(".s.PGSQL.{}", server.port));
+    std::fs::remove_file(&socket).expect("removed");
+    front.topology.send_modify(|topology| topology.epoch.0 += 1);
+    assert_eq!(one(&front.client().await, BY_SOCKET).await, "f");
+    // A file that nobody listens at.
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
+    front.topology.send_modify(|topology| topology.epoch.0 += 1);
+    assert_eq!(one(&front.client().await, BY_SOCKET).await, "f");
+}
