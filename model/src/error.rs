@@ -235,6 +235,8 @@ codes! {
     router_killed = "ST4013", exit exit::FAILED, "connection closed by an administrator";
     /// A setting of the router itself.
     router_own_setting = "ST4014", exit exit::USAGE, "setting of the router refused";
+    /// A client did nothing for too long.
+    router_idle = "ST4015", exit exit::FAILED, "client closed after doing nothing";
     /// A consistency token that cannot be read.
     router_token_malformed = "ST4301", exit exit::USAGE, "not a consistency token";
     /// A consistency token of another cluster.

@@ -1,7 +1,7 @@
 //! The console: a database named `stemma` (or `pgbouncer`) that exists only here, for those whom the configuration
 //! lists. Everything is said over both protocols, so that any driver can ask.
 
-use crate::pool::Purpose;
+use crate::pool::{PoolKey, Purpose};
 use crate::refusal::Refusal;
 use crate::server::{Row, read_message};
 use crate::session::ClientEntry;
@@ -217,7 +217,8 @@ fn purpose(purpose: Purpose) -> String {
 }
 
 async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
-    let mode = worker.config().mode.as_str();
+    let config = worker.config();
+    let mode = |key: &PoolKey| config.limits.pool_mode(&key.user, &key.database, config.mode).as_str();
     Ok(match command {
         Command::Pools => worker
             .global
@@ -227,7 +228,7 @@ async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
                 let (key, idle) = (&pool.key, pool.idle());
                 let active = pool.total().saturating_sub(idle);
                 let place = [text(&key.database), text(&key.user), text(&key.node), text(purpose(key.purpose))];
-                let counts = [text(pool.waiting()), text(active), text(idle), text(mode)];
+                let counts = [text(pool.waiting()), text(active), text(idle), text(mode(key))];
                 place.into_iter().chain(counts).collect()
             })
             .collect(),

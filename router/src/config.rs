@@ -132,6 +132,12 @@ pub struct Config {
     pub pool_size: usize,
     /// Most clients at once.
     pub clients_max: usize,
+    /// Bounds of single users and databases.
+    pub limits: crate::limits::Limits,
+    /// A client that does nothing for so long, with no transaction open, is closed. `None`: never.
+    pub client_idle_max: Option<Duration>,
+    /// A client that does nothing for so long within a transaction is closed. `None`: never.
+    pub transaction_idle_max: Option<Duration>,
     /// How long a client waits for a free server.
     pub wait_max: Duration,
     /// How long a statement is held while there is no primary.
@@ -189,6 +195,9 @@ impl Default for Config {
             mode: PoolMode::Transaction,
             pool_size: 20,
             clients_max: 10_000,
+            limits: crate::limits::Limits::default(),
+            client_idle_max: None,
+            transaction_idle_max: None,
             wait_max: Duration::from_secs(30),
             hold_max: Duration::from_secs(15),
             connect_timeout: Duration::from_secs(5),

@@ -10,6 +10,7 @@ pub mod admin;
 pub mod cancel;
 pub mod config;
 pub mod exchange;
+pub mod limits;
 mod login;
 pub mod nearby;
 pub mod obtain;
@@ -67,6 +68,8 @@ pub struct Global {
     pub reloads: watch::Sender<u64>,
     /// The epoch before which nothing new is sent to a primary, and nothing is open on one: for a planned change.
     held: watch::Sender<Epoch>,
+    /// What users and databases have.
+    pub ledger: Arc<limits::Ledger>,
     /// Servers of this machine.
     pub nearby: nearby::Nearby,
     /// What is counted.
@@ -85,7 +88,11 @@ impl Global {
         let mut pools = self.pools.lock().expect("no panic under this lock");
         pools
             .entry(key.clone())
-            .or_insert_with(|| Arc::new(SharedPool::new(key.clone(), &self.config.load(), self.mail.clone())))
+            .or_insert_with(|| {
+                let config = self.config.load();
+                let budgets = self.ledger.budgets(&config.limits, &key.user, &key.database, &key.node);
+                SharedPool::new(key.clone(), &config, self.mail.clone(), budgets)
+            })
             .clone()
     }
 
@@ -166,6 +173,7 @@ impl Router {
             paused: AtomicBool::new(false),
             reloads: watch::channel(0).0,
             held: watch::channel(Epoch(0)).0,
+            ledger: Arc::default(),
             nearby: nearby::Nearby::default(),
             stats: stats::Stats::new(workers),
             catalog_changes: AtomicU64::new(0),
@@ -193,10 +201,11 @@ impl Router {
 
     /// Takes another configuration. Listeners and threads stay as they are; clients that are in stay in.
     pub fn reload(&self, config: Config) {
-        let pool_size = config.pool_size;
-        self.global.config.store(Arc::new(config));
+        let config = Arc::new(config);
+        self.global.config.store(config.clone());
+        self.global.ledger.set_limits(&config.limits);
         for pool in self.global.all_pools() {
-            pool.set_limit(pool_size);
+            pool.set_limit(config.limits.pool_size(&pool.key.user, &pool.key.database, config.pool_size));
         }
     }
 

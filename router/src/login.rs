@@ -1,6 +1,7 @@
 //! A client from its first byte to its first ReadyForQuery.
 
 use crate::config::{ClientAuth, Door, Secret};
+use crate::limits::Seat;
 use crate::obtain::{self, Failure};
 use crate::pool::Pool;
 use crate::refusal::Refusal;
@@ -157,6 +158,7 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream, door: Door) -> Result<
             Err(Refusal::authentication(format!("user \"{user}\" may not use the console")).sqlstate("42501").into())
         };
     }
+    let seat = seat(worker, &user, &database)?;
     let mut settings = settings_of(&start)?;
     let by_user = config.user_wishes.get(&user).copied().unwrap_or_default();
     let mut wishes = wishes_of(&mut settings)?.or(by_user);
@@ -166,7 +168,7 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream, door: Door) -> Result<
     }
     let (settings, reported) = welcome(worker, &database, &user, settings).await?;
     let account = worker.account(&database, &user);
-    let entry = worker.register(|pid| ClientEntry::new(pid, account));
+    let entry = worker.register(|pid| ClientEntry::new(pid, account, seat));
     let mut out = Vec::new();
     build::authentication_ok(&mut out);
     for (name, value) in reported.iter() {
@@ -178,7 +180,15 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream, door: Door) -> Result<
         worker.unregister(entry.pid);
         return Err(error.into());
     }
-    Ok(Admitted { entry, settings, reported, mode: config.mode, wishes })
+    let mode = config.limits.pool_mode(&user, &database, config.mode);
+    Ok(Admitted { entry, settings, reported, mode, wishes })
+}
+
+/// A place among the clients of the user and the database.
+fn seat(worker: &Worker, user: &str, database: &str) -> Result<Seat, Refusal> {
+    worker.global.ledger.seat(&worker.config().limits, user, database).map_err(|(whose, most)| {
+        Refusal::too_many_clients(format!("{most} clients of this {} are connected", whose.as_str()))
+    })
 }
 
 /// A connection to the primary for a client that speaks the replication protocol: its own, with the client's words.
@@ -207,7 +217,8 @@ async fn open_replication(
 async fn replicate(worker: Rc<Worker>, mut client: Stream, mut server: Box<crate::server::Server>) {
     let key = &server.slot.pool().key;
     let account = worker.account(&key.database, &key.user);
-    let entry = worker.register(|pid| ClientEntry::new(pid, account));
+    let Ok(seat) = seat(&worker, &key.user, &key.database) else { return };
+    let entry = worker.register(|pid| ClientEntry::new(pid, account, seat));
     *entry.running.borrow_mut() = Some(server.key.clone());
     let mut out = Vec::new();
     build::authentication_ok(&mut out);

@@ -6,6 +6,7 @@
 //! puts one by first raises `idle` and then looks at `waiting`: one of the two always sees the other.
 
 use crate::config::Config;
+use crate::limits::{Budget, is_starved};
 use crate::server::{Parked, Reported, Server};
 use crate::settings::Settings;
 use crate::topology::NodeAddr;
@@ -53,6 +54,7 @@ pub struct PoolKey {
 struct Ticket {
     worker: usize,
     number: u64,
+    since: Instant,
 }
 
 /// What a waiting client is given.
@@ -75,7 +77,12 @@ pub struct SharedPool {
     idle: Vec<AtomicUsize>,
     queue: Mutex<VecDeque<Ticket>>,
     mail: Arc<[Mailbox]>,
+    /// What its user, and its database, may have of the server over all pools.
+    budgets: [Arc<Budget>; 2],
 }
+
+/// Held while places are taken: connections are made rarely.
+static RESERVING: Mutex<()> = Mutex::new(());
 
 /// What moments are counted from.
 static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -97,25 +104,30 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.total.fetch_sub(1, SeqCst);
-        self.0.serve_waiters();
+        self.0.budgets.iter().for_each(|budget| budget.give_back());
+        self.0.serve_all_waiters();
     }
 }
 
 impl SharedPool {
     /// An empty pool.
-    pub fn new(key: PoolKey, config: &Config, mail: Arc<[Mailbox]>) -> SharedPool {
+    pub fn new(key: PoolKey, config: &Config, mail: Arc<[Mailbox]>, budgets: [Arc<Budget>; 2]) -> Arc<SharedPool> {
         // Before any connection.
         LazyLock::force(&BEGINNING);
-        SharedPool {
+        let limit = config.limits.pool_size(&key.user, &key.database, config.pool_size);
+        let made = Arc::new(SharedPool {
             stale_before: AtomicU64::new(0),
             key,
-            limit: AtomicUsize::new(config.pool_size),
+            limit: AtomicUsize::new(limit),
             total: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             idle: mail.iter().map(|_| AtomicUsize::new(0)).collect(),
             queue: Mutex::new(VecDeque::new()),
             mail,
-        }
+            budgets,
+        });
+        made.budgets.iter().for_each(|budget| budget.join(&made));
+        made
     }
 
     /// What is connected now is closed as soon as it is free.
@@ -152,16 +164,29 @@ impl SharedPool {
 
     /// A place in the budget, where one is free.
     pub fn reserve(self: &Arc<Self>) -> Option<Slot> {
+        // Who takes one place and then gives it back, for want of another, must not be seen in between.
+        let _alone = RESERVING.lock().expect("no panic under this lock");
         let limit = self.limit.load(SeqCst);
         let taken = self.total.fetch_update(SeqCst, SeqCst, |total| (total < limit).then_some(total + 1));
-        taken.ok().map(|_| Slot(self.clone()))
+        taken.ok()?;
+        let [first, second] = &self.budgets;
+        let first_taken = first.take();
+        if first_taken && second.take() {
+            return Some(Slot(self.clone()));
+        }
+        if first_taken {
+            first.give_back();
+        }
+        self.total.fetch_sub(1, SeqCst);
+        None
     }
 
     /// Stands in the queue. The number must be given up with `leave` where it is not served.
     pub fn stand(&self, worker: usize) -> u64 {
         let number = NEXT_TICKET.fetch_add(1, SeqCst);
-        self.queue.lock().expect("no panic under this lock").push_back(Ticket { worker, number });
-        self.waiting.fetch_add(1, SeqCst);
+        let ticket = Ticket { worker, number, since: Instant::now() };
+        self.queue.lock().expect("no panic under this lock").push_back(ticket);
+        self.more_wait(1);
         number
     }
 
@@ -170,7 +195,17 @@ impl SharedPool {
         let mut queue = self.queue.lock().expect("no panic under this lock");
         let before = queue.len();
         queue.retain(|ticket| ticket.number != number);
-        self.waiting.fetch_sub(before - queue.len(), SeqCst);
+        self.fewer_wait(before - queue.len());
+    }
+
+    fn more_wait(&self, count: usize) {
+        self.waiting.fetch_add(count, SeqCst);
+        self.budgets.iter().for_each(|budget| budget.waits(count, 0));
+    }
+
+    fn fewer_wait(&self, count: usize) {
+        self.waiting.fetch_sub(count, SeqCst);
+        self.budgets.iter().for_each(|budget| budget.waits(0, count));
     }
 
     fn oldest(&self) -> Option<Ticket> {
@@ -178,8 +213,36 @@ impl SharedPool {
             return None;
         }
         let ticket = self.queue.lock().expect("no panic under this lock").pop_front()?;
-        self.waiting.fetch_sub(1, SeqCst);
+        self.fewer_wait(1);
         Some(ticket)
+    }
+
+    /// Since when the one waits who waits longest.
+    fn waits_since(&self) -> Option<Instant> {
+        self.queue.lock().expect("no panic under this lock").front().map(|ticket| ticket.since)
+    }
+
+    /// Pools of the same user or database whose clients wait for a place that pools like this one use up.
+    fn rivals(&self) -> impl Iterator<Item = Arc<SharedPool>> {
+        let wanted = self.budgets.iter().filter(|budget| budget.is_wanted_elsewhere(self.waiting()));
+        wanted.flat_map(|budget| budget.others(self)).filter(|pool| pool.waiting() > 0)
+    }
+
+    /// Whether a connection that is free now is better closed: somebody in another pool waits long for its place.
+    fn starves_others(&self, now: Instant) -> bool {
+        self.budgets.iter().any(|budget| budget.is_over())
+            || self.rivals().filter_map(|pool| pool.waits_since()).any(|since| is_starved(since, now))
+    }
+
+    /// Gives out places that became free: first to whoever waits longest, here or in another pool of the user or database.
+    fn serve_all_waiters(self: &Arc<Self>) {
+        let mut pools = vec![(self.waits_since(), self.clone())];
+        for budget in &self.budgets {
+            pools.extend(budget.others(self).into_iter().map(|pool| (pool.waits_since(), pool)));
+        }
+        pools.retain(|(since, _)| since.is_some());
+        pools.sort_by_key(|(since, _)| *since);
+        pools.iter().for_each(|(_, pool)| pool.serve_waiters());
     }
 
     /// For a waiter that came after a look at the budget: gives out what became free in between, and asks workers
@@ -190,7 +253,7 @@ impl SharedPool {
                 Some(slot) => self.send(ticket, Grant::Connect(slot)),
                 None => {
                     self.queue.lock().expect("no panic under this lock").push_front(ticket);
-                    self.waiting.fetch_add(1, SeqCst);
+                    self.more_wait(1);
                     break;
                 }
             }
@@ -200,6 +263,20 @@ impl SharedPool {
                 if idle.load(SeqCst) > 0 {
                     self.mail[worker].post(Mail::Lend(self.clone()));
                 }
+            }
+            self.ask_others_to_close();
+        }
+    }
+
+    /// Where the user or the database has no place left, one idle connection of another pool goes for who waits here.
+    fn ask_others_to_close(&self) {
+        for budget in self.budgets.iter().filter(|budget| budget.is_wanted_elsewhere(0)) {
+            let idle = budget.others(self).into_iter().find_map(|pool| {
+                let worker = pool.idle.iter().position(|idle| idle.load(SeqCst) > 0)?;
+                Some((worker, pool))
+            });
+            if let Some((worker, pool)) = idle {
+                self.mail[worker].post(Mail::CloseIdle(pool));
             }
         }
     }
@@ -266,6 +343,7 @@ impl Pool {
             || over
             || self.shared.is_stale(&server)
             || now.duration_since(server.born) > config.server_lifetime
+            || self.shared.starves_others(now)
         {
             return;
         }
@@ -287,7 +365,15 @@ impl Pool {
         self.shared.idle[self.worker].fetch_add(1, SeqCst);
         if self.shared.waiting() > 0 {
             self.lend();
+        } else if self.shared.rivals().next().is_some() {
+            self.close_idle();
         }
+    }
+
+    /// Closes the idle connection that was used least recently: its place is wanted.
+    pub fn close_idle(&self) {
+        let mut oldest = true;
+        self.drop_idle(|_| std::mem::take(&mut oldest));
     }
 
     /// Gives idle connections to those who wait, here or with other workers.

@@ -55,6 +55,8 @@ refusals! {
     session_lost = "ST4012" "57P02" "temporary tables, session locks and open cursors are gone; make them again or reconnect";
     /// A setting of the router itself.
     own_setting = "ST4014" "22023" "docs/router.md lists the settings `stemma.*` and their values";
+    /// It did nothing for too long.
+    idle = "ST4015" "57P05" "the router closes clients that do nothing for so long; connect again when there is work";
     /// An administrator said so.
     killed = "ST4013" "57P01" "an administrator closed this connection";
 }

@@ -110,7 +110,7 @@ struct Rest {
 impl Server {
     /// Whether nothing came while nobody used it. Costs no call of the system in the ordinary case.
     pub fn still_idle(&mut self, context: &mut Context<'_>) -> bool {
-        let mut space = [0; 1024];
+        let mut space = [0; 128];
         loop {
             match self.stream.poll_read(context, &mut space) {
                 Poll::Pending => return self.inbox.is_empty(),

@@ -8,8 +8,9 @@ mod resolve;
 mod target;
 
 use crate::account::Account;
-use crate::config::{Door, PoolMode};
+use crate::config::{Config, Door, PoolMode};
 use crate::exchange::Exchange;
+use crate::limits::Seat;
 use crate::obtain::{self, Failure};
 use crate::own::Own;
 use crate::pool::Pool;
@@ -57,18 +58,27 @@ pub struct ClientEntry {
     pub pins: RefCell<Vec<crate::state::Pin>>,
     /// Since when it waits for a server.
     pub waits: Cell<Option<Instant>>,
-    /// An administrator wants it gone.
-    pub killed: Cell<bool>,
+    /// It is to be closed, and why.
+    pub ending: Cell<Option<Ending>>,
+    /// When it or its server was heard last.
+    pub heard: Cell<Instant>,
+    /// It waits for an answer.
+    pub asks: Cell<bool>,
+    /// A transaction of it is open.
+    pub in_transaction: Cell<bool>,
     /// Something of it is open on a primary: a transaction, or a request without its answer.
     pub busy: Cell<bool>,
+    /// Its place among the clients of its user and database.
+    _seat: Seat,
     waker: RefCell<Option<Waker>>,
 }
 
 impl ClientEntry {
     /// A client that runs nothing.
-    pub fn new(pid: u32, account: Rc<Account>) -> ClientEntry {
+    pub fn new(pid: u32, account: Rc<Account>, seat: Seat) -> ClientEntry {
         ClientEntry {
             pid,
+            _seat: seat,
             secret: crate::random(),
             account,
             since: Instant::now(),
@@ -77,10 +87,31 @@ impl ClientEntry {
             cancels: Cell::new(0),
             pins: RefCell::default(),
             waits: Cell::new(None),
-            killed: Cell::new(false),
+            ending: Cell::new(None),
+            heard: Cell::new(Instant::now()),
+            asks: Cell::new(false),
+            in_transaction: Cell::new(false),
             busy: Cell::new(false),
             waker: RefCell::default(),
         }
+    }
+
+    /// Closes it.
+    pub fn end(&self, ending: Ending) {
+        self.ending.set(Some(ending));
+        self.wake();
+    }
+
+    /// Whether it has done nothing for too long.
+    pub fn is_idle_too_long(&self, config: &Config, now: Instant) -> Option<Ending> {
+        if self.waits.get().is_some() || self.asks.get() {
+            return None;
+        }
+        let (most, ending) = match self.in_transaction.get() {
+            true => (config.transaction_idle_max, Ending::IdleInTransaction),
+            false => (config.client_idle_max, Ending::Idle),
+        };
+        most.filter(|most| now.saturating_duration_since(self.heard.get()) >= *most).map(|_| ending)
     }
 
     /// Makes its task look around.
@@ -115,8 +146,8 @@ enum Turn {
     Malformed(&'static str),
     /// The server refuses the client's settings.
     Unsettled(String),
-    /// An administrator ended it.
-    Killed,
+    /// It is closed.
+    Ended(Ending),
 }
 
 /// What became of a client whose server was lost.
@@ -127,6 +158,30 @@ enum After {
     Gone,
     /// Whether its COMMIT was made is to be found out.
     InDoubt(InDoubt),
+}
+
+/// Why a client is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// An administrator wants it.
+    Killed,
+    /// It did nothing for too long.
+    Idle,
+    /// The same, within a transaction.
+    IdleInTransaction,
+}
+
+impl Ending {
+    fn refusal(self) -> Refusal {
+        match self {
+            Ending::Killed => Refusal::killed("the connection is closed by an administrator"),
+            Ending::Idle => Refusal::idle("the client did nothing for longer than `client_idle`"),
+            Ending::IdleInTransaction => {
+                Refusal::idle("the client did nothing within a transaction for longer than `transaction_idle`")
+                    .sqlstate("25P03")
+            }
+        }
+    }
 }
 
 /// A client that is logged in.
@@ -324,8 +379,8 @@ impl Session {
                     self.last_words(&refusal.detail(why)).await;
                     break;
                 }
-                Turn::Killed => {
-                    self.last_words(&Refusal::killed("the connection is closed by an administrator")).await;
+                Turn::Ended(ending) => {
+                    self.last_words(&ending.refusal()).await;
                     break;
                 }
                 Turn::End => break,
@@ -440,13 +495,16 @@ impl Session {
         let turned = self.act(context);
         let attached = self.server.is_some() && self.replica.is_none();
         self.entry.busy.set(attached && !self.exchange.at_rest());
+        self.entry.asks.set(!self.exchange.quiet());
+        self.entry.in_transaction.set(self.exchange.status() != b'I');
+        self.entry.heard.set(self.clock);
         turned
     }
 
     fn act(&mut self, context: &mut Context<'_>) -> Poll<Turn> {
         self.entry.remember(context.waker());
-        if self.entry.killed.get() {
-            return Poll::Ready(Turn::Killed);
+        if let Some(ending) = self.entry.ending.get() {
+            return Poll::Ready(Turn::Ended(ending));
         }
         if self.generation != self.worker.generation() {
             self.generation = self.worker.generation();

@@ -12,7 +12,7 @@ use crate::prepared::{Interner, Judge};
 use crate::reads::Reads;
 use crate::scram::Proof;
 use crate::server;
-use crate::session::ClientEntry;
+use crate::session::{ClientEntry, Ending};
 use crate::stats::WorkerStats;
 use crate::topology::{NodeAddr, Switching, Topology};
 use model::Epoch;
@@ -50,6 +50,8 @@ pub enum Mail {
     },
     /// Someone waits elsewhere while this worker may have idle connections.
     Lend(Arc<SharedPool>),
+    /// Someone waits for a place that idle connections of this pool take up.
+    CloseIdle(Arc<SharedPool>),
     /// A client's request to cancel.
     Cancel {
         /// The client's number.
@@ -420,6 +422,12 @@ impl Worker {
                     tokio::task::spawn_local(async move { login::serve(worker, socket, door).await });
                 }
                 Mail::Grant { ticket, grant } => self.grant(ticket, grant),
+                Mail::CloseIdle(shared) => {
+                    let pool = self.pools.borrow().get(&shared.key).cloned();
+                    if let Some(pool) = pool {
+                        pool.close_idle();
+                    }
+                }
                 Mail::Lend(shared) => {
                     let pool = self.pools.borrow().get(&shared.key).cloned();
                     if let Some(pool) = pool {
@@ -446,7 +454,7 @@ impl Worker {
                 Mail::Kill(pid) => {
                     let entry = self.clients.borrow().get(&(pid & ((1 << CLIENT_BITS) - 1))).cloned();
                     if let Some(entry) = entry {
-                        entry.killed.set(true);
+                        entry.end(Ending::Killed);
                         entry.wake();
                     }
                 }
@@ -519,6 +527,11 @@ impl Worker {
             }
             if config.splits() {
                 self.read_catalogs(now);
+            }
+            for entry in self.clients.borrow().values() {
+                if let Some(ending) = entry.is_idle_too_long(&config, now) {
+                    entry.end(ending);
+                }
             }
             self.accounts.borrow_mut().retain(|_, account| match account.upgrade() {
                 Some(account) => {

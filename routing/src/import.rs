@@ -35,6 +35,12 @@ enum Meaning {
     Number(&'static str),
     /// The same, in seconds there.
     Seconds(&'static str),
+    /// The same; there and here none is no bound.
+    Bound(&'static str),
+    /// The same text under another name.
+    Text(&'static str),
+    /// What every user, or every database, is allowed: a bound of those that have none of their own.
+    Each(Section, &'static str),
     /// The router does this by itself, or in another way.
     Needless(&'static str),
     /// There is nothing like it yet.
@@ -44,30 +50,29 @@ enum Meaning {
 }
 
 fn meaning(key: &str) -> Option<Meaning> {
-    use Meaning::{Missing, Needless, Number, Seconds, Special};
+    use Meaning::{Bound, Each, Missing, Needless, Number, Seconds, Special, Text};
     Some(match key {
         "max_client_conn" => Number("clients_max"),
         "default_pool_size" => Number("pool_size"),
-        "query_wait_timeout" => Seconds("wait_max"),
+        "query_wait_timeout" => Seconds("wait"),
         "server_connect_timeout" => Seconds("connect_timeout"),
         "client_login_timeout" => Seconds("login_timeout"),
-        "server_idle_timeout" => Seconds("server_idle_max"),
+        "server_idle_timeout" => Seconds("server_idle"),
         "server_lifetime" => Seconds("server_lifetime"),
-        "listen_addr"
-        | "listen_port"
-        | "pool_mode"
-        | "admin_users"
-        | "stats_users"
-        | "auth_type"
-        | "auth_file"
-        | "auth_query"
-        | "auth_user"
-        | "client_tls_sslmode"
-        | "client_tls_cert_file"
-        | "client_tls_key_file"
-        | "client_tls_ca_file"
-        | "server_tls_sslmode"
-        | "server_tls_ca_file" => Special,
+        "client_idle_timeout" => Bound("client_idle"),
+        "idle_transaction_timeout" => Bound("transaction_idle"),
+        "max_db_connections" => Each(Section::Databases, "servers_max"),
+        "max_db_client_connections" => Each(Section::Databases, "clients_max"),
+        "max_user_connections" => Each(Section::Users, "servers_max"),
+        "max_user_client_connections" => Each(Section::Users, "clients_max"),
+        "auth_file" => Text("users_file"),
+        "auth_user" => Text("auth_user"),
+        "auth_query" => Text("auth_query"),
+        "auth_dbname" => Text("auth_database"),
+        "client_tls_cert_file" => Text("tls_certificate"),
+        "client_tls_key_file" => Text("tls_key"),
+        "listen_addr" | "listen_port" | "pool_mode" | "admin_users" | "stats_users" | "auth_type"
+        | "client_tls_sslmode" | "client_tls_ca_file" | "server_tls_sslmode" | "server_tls_ca_file" => Special,
         "server_reset_query" | "server_reset_query_always" => {
             Needless("settings follow their client, nothing is reset")
         }
@@ -88,12 +93,7 @@ fn meaning(key: &str) -> Option<Meaning> {
         }
         "min_pool_size" => Missing("connections are opened when they are needed"),
         "reserve_pool_size" | "reserve_pool_timeout" => Missing("there is no reserve: raise `pool_size` instead"),
-        "max_db_connections" | "max_user_connections" | "max_db_client_connections" | "max_user_client_connections" => {
-            Missing("limits are per user and database together: `pool_size`")
-        }
-        "query_timeout" | "idle_transaction_timeout" | "transaction_timeout" | "client_idle_timeout" => {
-            Missing("set statement_timeout or idle_in_transaction_session_timeout for the role instead")
-        }
+        "query_timeout" | "transaction_timeout" => Missing("set statement_timeout for the role instead"),
         "unix_socket_dir" | "unix_socket_mode" | "unix_socket_group" => Missing("clients connect over TCP"),
         "disable_pqexec" => Missing("simple queries are always allowed"),
         "application_name_add_host" | "conffile" | "job_name" | "service_name" | "suspend_timeout" => {
@@ -103,34 +103,75 @@ fn meaning(key: &str) -> Option<Meaning> {
     })
 }
 
+/// Where bounds of single names stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Section {
+    Users,
+    Databases,
+}
+
+impl Section {
+    const ALL: [Section; 2] = [Section::Users, Section::Databases];
+
+    fn theirs(self) -> &'static str {
+        match self {
+            Section::Users => "users",
+            Section::Databases => "databases",
+        }
+    }
+
+    fn ours(self) -> &'static str {
+        match self {
+            Section::Users => "user_settings",
+            Section::Databases => "database_settings",
+        }
+    }
+}
+
+/// Bounds by section and name; `*` are those of every other name.
+type Bounds = BTreeMap<(Section, String), BTreeMap<&'static str, String>>;
+
 /// The router's configuration for a `pgbouncer.ini`.
 pub fn pgbouncer(text: &str) -> Imported {
     let (sections, mut notes) = parse(text);
     let empty = Vec::new();
     let settings = sections.get("pgbouncer").unwrap_or(&empty);
-    let mut out = String::from("[router]\n");
+    let (mut out, mut bounds) = (String::from("[router]\n"), Bounds::new());
     let value = |key: &str| settings.iter().rfind(|entry| entry.key == key).map(|entry| entry.value.as_str());
     listen(&mut out, value("listen_addr"), value("listen_port"), &mut notes);
     for (number, entry) in settings.iter().enumerate() {
         // Of repeated settings the last one counts.
         if settings[number + 1..].iter().all(|later| later.key != entry.key) {
-            setting(&mut out, entry, &mut notes);
+            setting(&mut out, &mut bounds, entry, &mut notes);
         }
     }
     let _ = admins(&mut out, value("admin_users"), value("stats_users"));
-    security(settings, &mut notes);
-    for entry in sections.get("databases").unwrap_or(&empty) {
-        database(entry, &mut notes);
-    }
-    for section in ["users", "peers"] {
-        for entry in sections.get(section).unwrap_or(&empty) {
-            notes.push(format!("line {}: [{section}] `{}` has no counterpart", entry.line, entry.key));
+    security(&mut out, settings, &mut notes);
+    for section in Section::ALL {
+        for entry in sections.get(section.theirs()).unwrap_or(&empty) {
+            named(section, entry, &mut bounds, &mut notes);
         }
     }
+    for entry in sections.get("peers").unwrap_or(&empty) {
+        notes.push(format!("line {}: [peers] `{}` has no counterpart", entry.line, entry.key));
+    }
+    write_bounds(&mut out, &bounds);
     let line =
         |note: &String| note.strip_prefix("line ").and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
     notes.sort_by_key(line);
     Imported { config: out, notes }
+}
+
+fn write_bounds(out: &mut String, bounds: &Bounds) {
+    for ((section, name), of) in bounds {
+        let _ = writeln!(out, "\n[router.{}.{}]", section.ours(), quoted(name));
+        // What holds for every name holds for those too that have something of their own.
+        let general = bounds.get(&(*section, "*".to_owned()));
+        let rest = general.into_iter().flatten().filter(|(key, _)| !of.contains_key(*key));
+        for (key, value) in of.iter().chain(rest) {
+            let _ = writeln!(out, "{key} = {value}");
+        }
+    }
 }
 
 /// Sections with their entries. Comments begin with `;` or `#`; a value goes to the end of its line.
@@ -190,7 +231,7 @@ fn quoted(text: &str) -> String {
     out
 }
 
-fn setting(out: &mut String, entry: &Entry, notes: &mut Vec<String>) {
+fn setting(out: &mut String, bounds: &mut Bounds, entry: &Entry, notes: &mut Vec<String>) {
     let Entry { line, key, value } = entry;
     let mut note = |text: &str| notes.push(format!("line {line}: {key} = {value}: {text}"));
     match meaning(key) {
@@ -203,24 +244,48 @@ fn setting(out: &mut String, entry: &Entry, notes: &mut Vec<String>) {
         Some(Meaning::Seconds(name)) => match value.parse::<f64>() {
             Ok(0.0) => note("is without limit there; every wait has an end here, so the default stays"),
             Ok(seconds) if (0.0..1e9).contains(&seconds) => {
-                let _ = writeln!(out, "{name} = \"{}ms\"", (seconds * 1000.0) as u64);
+                let _ = writeln!(out, "{name} = \"{}\"", span(seconds));
             }
             Ok(_) | Err(_) => note("is no number of seconds"),
         },
+        Some(Meaning::Bound(name)) => match value.parse::<f64>() {
+            Ok(0.0) => {}
+            Ok(seconds) if (0.0..1e9).contains(&seconds) => {
+                let _ = writeln!(out, "{name} = \"{}\"", span(seconds));
+            }
+            Ok(_) | Err(_) => note("is no number of seconds"),
+        },
+        Some(Meaning::Text(name)) => {
+            let _ = writeln!(out, "{name} = {}", quoted(value));
+        }
+        Some(Meaning::Each(section, name)) => match value.parse::<u64>() {
+            Ok(0) => {}
+            Ok(number) => {
+                bounds.entry((section, "*".to_owned())).or_default().insert(name, number.to_string());
+            }
+            Err(_) => note("is no number"),
+        },
+        // Nothing was asked for.
+        Some(Meaning::Missing(_)) if matches!(value.as_str(), "0" | "0.0" | "") => {}
         Some(Meaning::Needless(why)) => note(&format!("not needed: {why}")),
         Some(Meaning::Missing(why)) => note(&format!("no counterpart: {why}")),
         Some(Meaning::Special) if key == "pool_mode" => match value.as_str() {
             "session" | "transaction" => {
-                let _ = writeln!(out, "mode = {}", quoted(value));
+                let _ = writeln!(out, "pool_mode = {}", quoted(value));
             }
             _ => {
-                let _ = writeln!(out, "mode = \"transaction\"");
+                let _ = writeln!(out, "pool_mode = \"transaction\"");
                 note("no counterpart: transaction mode is taken, which also allows transactions");
             }
         },
         Some(Meaning::Special) => {}
         None => note("unknown, left out"),
     }
+}
+
+/// A time as it is written here.
+fn span(seconds: f64) -> String {
+    if seconds.fract() == 0.0 { format!("{seconds}s") } else { format!("{}ms", (seconds * 1000.0) as u64) }
 }
 
 fn admins(out: &mut String, admins: Option<&str>, stats: Option<&str>) -> std::fmt::Result {
@@ -230,44 +295,76 @@ fn admins(out: &mut String, admins: Option<&str>, stats: Option<&str>) -> std::f
     if names.is_empty() { Ok(()) } else { writeln!(out, "admins = [{}]", names.join(", ")) }
 }
 
-/// Authentication and TLS are not guessed at: what they were is said, and what to do.
-fn security(settings: &[Entry], notes: &mut Vec<String>) {
+/// Authentication and TLS: what is the same is taken over, what is not is said.
+fn security(out: &mut String, settings: &[Entry], notes: &mut Vec<String>) {
+    let value = |key: &str| settings.iter().rfind(|entry| entry.key == key).map(|entry| entry.value.as_str());
+    let verifies = value("client_tls_sslmode").is_some_and(|mode| mode.starts_with("verify"));
     for Entry { line, key, value } in settings {
-        let text = match key.as_str() {
-            "auth_type" => match value.as_str() {
-                "scram-sha-256" => "the same here: import auth_file for the verifiers",
-                "md5" | "plain" => "clients log in with SCRAM here: set the passwords again with scram-sha-256",
-                "trust" | "any" => "clients are always asked for a password or certificate here",
-                "cert" => "client certificates need `client_tls` with a CA",
-                _ => "no counterpart",
-            },
-            "auth_file" => "import it with its own file: only SCRAM verifiers are taken over",
-            "auth_query" | "auth_user" => "verifiers are asked of the servers: name the user in the router's `auth`",
-            "client_tls_sslmode" | "client_tls_cert_file" | "client_tls_key_file" | "client_tls_ca_file" => {
-                "put certificate and key into the router's `client_tls`"
+        let mut note = |text: &str| notes.push(format!("line {line}: {key} = {value}: {text}"));
+        match (key.as_str(), value.as_str()) {
+            ("auth_type", "scram-sha-256") => {}
+            ("auth_type", "trust" | "any") => out.push_str("auth = \"trust\"\n"),
+            ("auth_type", "md5" | "plain") => {
+                note("clients log in with SCRAM here: set passwords that are MD5 hashes again with scram-sha-256");
             }
-            "server_tls_sslmode" | "server_tls_ca_file" => "put the CA into the router's `server_tls`",
-            _ => continue,
-        };
-        notes.push(format!("line {line}: {key} = {value}: {text}"));
+            ("auth_type", "cert") => {
+                note("a certificate whose common name is the user's stands for the password: `tls_client_ca`")
+            }
+            ("auth_type", _) => note("no counterpart"),
+            ("auth_file", _) => {
+                note("must be readable by the router's user alone (mode 0600); MD5 hashes are of no use")
+            }
+            ("client_tls_sslmode", "require" | "verify-ca" | "verify-full") => out.push_str("tls_required = true\n"),
+            ("client_tls_ca_file", _) if verifies => {
+                let _ = writeln!(out, "tls_client_ca = {}", quoted(value));
+            }
+            ("server_tls_ca_file", _) => {
+                let _ = writeln!(out, "server_ca = {}", quoted(value));
+            }
+            ("server_tls_sslmode", "prefer" | "require" | "allow") => {
+                note(
+                    "no counterpart: with `server_ca` connections to servers are TLS and verified, without it they are not TLS",
+                );
+            }
+            _ => {}
+        }
     }
 }
 
-/// Databases are not listed here: whatever the cluster has is reached. What a line says beyond that is noted.
-fn database(entry: &Entry, notes: &mut Vec<String>) {
+/// A line of `[databases]` or `[users]`. Databases need not be listed here, whatever the cluster has is reached: bounds are
+/// taken over, and what a line says beyond that is noted.
+fn named(section: Section, entry: &Entry, bounds: &mut Bounds, notes: &mut Vec<String>) {
     let Entry { line, key, value } = entry;
-    let mut told = |text: String| notes.push(format!("line {line}: database {key}: {text}"));
+    let what = section.theirs().trim_end_matches('s');
+    let mut told = |text: String| notes.push(format!("line {line}: {what} {key}: {text}"));
     for (name, value) in userlist::pairs(value) {
+        let bound = match (section, name.as_str()) {
+            (_, "pool_size") => Some("pool_size"),
+            (_, "pool_mode") => Some("pool_mode"),
+            (Section::Databases, "max_db_connections") | (Section::Users, "max_user_connections") => {
+                Some("servers_max")
+            }
+            (Section::Databases, "max_db_client_connections") | (Section::Users, "max_user_client_connections") => {
+                Some("clients_max")
+            }
+            _ => None,
+        };
+        let written = match (bound, value.parse::<u64>()) {
+            (Some("pool_mode"), _) => Some(quoted(if value == "session" { "session" } else { "transaction" })),
+            (Some(_), Ok(0)) => continue,
+            (Some(_), Ok(number)) => Some(number.to_string()),
+            (Some(_), Err(_)) | (None, _) => None,
+        };
+        if let (Some(bound), Some(written)) = (bound, written) {
+            bounds.entry((section, key.clone())).or_default().insert(bound, written);
+            continue;
+        }
         match name.as_str() {
             "host" | "port" => told(format!("{name}={value} is not needed: the primary is found through the cluster")),
             "dbname" if value == *key => {}
             "dbname" => told(format!("is called {value} on the server; aliases have no counterpart")),
             "password" => told("has a password in the file; it is not taken over".to_owned()),
-            "pool_size" | "pool_mode" | "user" | "connect_query" | "auth_user" | "max_db_connections"
-            | "reserve_pool" | "min_pool_size" | "client_encoding" | "datestyle" | "timezone" => {
-                told(format!("{name}={value} has no counterpart per database"));
-            }
-            _ => told(format!("{name} is unknown, left out")),
+            _ => told(format!("{name}={value} has no counterpart")),
         }
     }
 }

@@ -233,6 +233,9 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         ca_file: Option<String>,
     },
+    /// Configuration of other programs, and what it becomes here
+    #[command(subcommand)]
+    Import(crate::commands::import::ImportCommand),
     /// Asks a server on behalf of `stemma init --adopt`
     #[command(hide = true)]
     AdoptSession,

@@ -4,6 +4,7 @@ use crate::node_file::{KeyDoc, key, read_text};
 use crate::render::finding::{Finding, trouble};
 use model::Trouble;
 use router::config::{ClientAuth, ClientTls, PoolMode, Secret, ServerTls};
+use router::limits::{Bounds, Limits};
 use router::wishes::{Wish, Wishes};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -37,6 +38,12 @@ pub const KEYS: &[KeyDoc] = &[
     ),
     key("router.pool_size", "`20`", "Most connections to one server for one user and database, over all threads."),
     key("router.clients_max", "`10000`", "Most clients at once."),
+    key("router.client_idle", "none", "A client that does nothing for so long, with no transaction open, is closed."),
+    key("router.transaction_idle", "none", "A client that does nothing for so long within a transaction is closed."),
+    key("router.login_timeout", "`\"15s\"`", "How long a client may take to log in."),
+    key("router.connect_timeout", "`\"5s\"`", "How long connecting and logging in to a server may take."),
+    key("router.server_idle", "`\"10min\"`", "A server connection that nobody used for so long is closed."),
+    key("router.server_lifetime", "`\"1h\"`", "A server connection is closed, when idle, at this age."),
     key("router.wait", "`\"30s\"`", "How long a client waits for a free connection."),
     key("router.hold", "`\"15s\"`", "How long a statement is held while there is no primary."),
     key(
@@ -85,6 +92,7 @@ pub const KEYS: &[KeyDoc] = &[
         "`\"10ms\"`",
         "How long a read waits for a replica that has not replayed yet what its session wrote or saw, before the primary serves it; `\"0ms\"`: not at all.",
     ),
+    key("router.lag_max", "`\"16MB\"`", "Replicas that trail by more log are not read, whatever `consistency` says."),
     key(
         "router.balance",
         "`\"latency\"`",
@@ -109,6 +117,34 @@ pub const KEYS: &[KeyDoc] = &[
         "router.user_settings.USER.route",
         "`\"auto\"`",
         "`\"primary\"`, `\"replica\"` or `\"auto\"`: where statements of this user go, until the session says something else.",
+    ),
+    key(
+        "router.user_settings.USER.pool_size",
+        "`pool_size`",
+        "Most connections to one server for this user in one database. As the other bounds of users and databases it may stand under the name `*`, for all that have no section of their own; the least of the user's and the database's holds.",
+    ),
+    key(
+        "router.user_settings.USER.servers_max",
+        "none",
+        "Most connections to one server for this user over all databases.",
+    ),
+    key("router.user_settings.USER.clients_max", "none", "Most clients of this user at once."),
+    key(
+        "router.user_settings.USER.pool_mode",
+        "`pool_mode`",
+        "`\"transaction\"` or `\"session\"` for this user, whatever the database has.",
+    ),
+    key("router.database_settings.DATABASE.pool_size", "`pool_size`", "As for a user, for each user of this database."),
+    key(
+        "router.database_settings.DATABASE.servers_max",
+        "none",
+        "Most connections to one server in this database, over all users.",
+    ),
+    key("router.database_settings.DATABASE.clients_max", "none", "Most clients in this database at once."),
+    key(
+        "router.database_settings.DATABASE.pool_mode",
+        "`pool_mode`",
+        "`\"transaction\"` or `\"session\"` in this database.",
     ),
     key(
         "router.metrics",
@@ -141,6 +177,20 @@ impl OneOrMany {
 struct UserSettings {
     consistency: Option<String>,
     route: Option<String>,
+    pool_size: Option<usize>,
+    servers_max: Option<usize>,
+    clients_max: Option<usize>,
+    pool_mode: Option<String>,
+}
+
+/// What holds in one database.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DatabaseSettings {
+    pool_size: Option<usize>,
+    servers_max: Option<usize>,
+    clients_max: Option<usize>,
+    pool_mode: Option<String>,
 }
 
 /// The section as it is written.
@@ -154,6 +204,12 @@ pub struct Section {
     pool_mode: Option<String>,
     pool_size: Option<usize>,
     clients_max: Option<usize>,
+    client_idle: Option<String>,
+    transaction_idle: Option<String>,
+    login_timeout: Option<String>,
+    connect_timeout: Option<String>,
+    server_idle: Option<String>,
+    server_lifetime: Option<String>,
     wait: Option<String>,
     hold: Option<String>,
     users_file: Option<PathBuf>,
@@ -173,12 +229,15 @@ pub struct Section {
     split: bool,
     consistency: Option<String>,
     read_wait: Option<String>,
+    lag_max: Option<String>,
     balance: Option<String>,
     site: Option<String>,
     #[serde(default)]
     weights: BTreeMap<String, u32>,
     #[serde(default)]
     user_settings: BTreeMap<String, UserSettings>,
+    #[serde(default)]
+    database_settings: BTreeMap<String, DatabaseSettings>,
     metrics: Option<SocketAddr>,
     #[serde(default)]
     admins: Vec<String>,
@@ -216,11 +275,18 @@ fn finding(text: &str, error: &toml::de::Error) -> Finding {
 
 /// Reads a file of its own.
 pub fn load(path: &Path) -> Result<RouterFile, Trouble> {
-    let text = read_text(path)?;
-    let file: RouterFile =
-        toml::from_str(&text).map_err(|error| trouble(&path.display().to_string(), &[finding(&text, &error)]))?;
+    parse(&read_text(path)?, &path.display().to_string())
+}
+
+/// Whether a text is such a file, with values that can be used.
+pub fn check(text: &str) -> Result<(), Trouble> {
+    parse(text, "the file")?.router.config(None).map(drop)
+}
+
+fn parse(text: &str, name: &str) -> Result<RouterFile, Trouble> {
+    let file: RouterFile = toml::from_str(text).map_err(|error| trouble(name, &[finding(text, &error)]))?;
     if file.nodes.is_empty() {
-        let reason = format!("`nodes` in {} names no node", path.display());
+        let reason = format!("`nodes` in {name} names no node");
         return Err(Trouble::config_missing_key(reason, "add: nodes = [\"http://HOST:8008\"]"));
     }
     Ok(file)
@@ -243,11 +309,7 @@ impl Section {
     pub fn config(&self, site: Option<&model::Site>) -> Result<router::Config, Trouble> {
         let defaults = router::Config::default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let mode = match self.pool_mode.as_deref() {
-            None | Some("transaction") => PoolMode::Transaction,
-            Some("session") => PoolMode::Session,
-            Some(other) => return Err(refused("pool_mode", other, "write \"transaction\" or \"session\"")),
-        };
+        let mode = pool_mode("pool_mode", self.pool_mode.as_deref())?.unwrap_or(PoolMode::Transaction);
         let workers = self.workers.unwrap_or((cores / 2).max(1));
         if !(1..=64).contains(&workers) {
             return Err(refused("workers", workers, "write a number from 1 to 64"));
@@ -273,6 +335,25 @@ impl Section {
             mode,
             pool_size,
             clients_max: self.clients_max.unwrap_or(defaults.clients_max),
+            limits: self.limits()?,
+            client_idle_max: self.client_idle.as_deref().map(|text| written_span("client_idle", text)).transpose()?,
+            transaction_idle_max: self
+                .transaction_idle
+                .as_deref()
+                .map(|text| written_span("transaction_idle", text))
+                .transpose()?,
+            login_timeout: span("login_timeout", self.login_timeout.as_deref(), defaults.login_timeout)?,
+            connect_timeout: span("connect_timeout", self.connect_timeout.as_deref(), defaults.connect_timeout)?,
+            server_idle_max: span("server_idle", self.server_idle.as_deref(), defaults.server_idle_max)?,
+            server_lifetime: span("server_lifetime", self.server_lifetime.as_deref(), defaults.server_lifetime)?,
+            lag_max: match &self.lag_max {
+                Some(text) => model::LagBytes(
+                    text.parse::<model::settings::Size>()
+                        .map_err(|_| refused("lag_max", text, "write it as in \"16MB\""))?
+                        .0,
+                ),
+                None => defaults.lag_max,
+            },
             wait_max: span("wait", self.wait.as_deref(), defaults.wait_max)?,
             hold_max: span("hold", self.hold.as_deref(), defaults.hold_max)?,
             auth: self.auth()?,
@@ -290,8 +371,23 @@ impl Section {
             weights: self.weights.clone(),
             user_wishes: self.user_wishes()?,
             admins: self.admins.clone(),
-            ..defaults
         })
+    }
+
+    fn limits(&self) -> Result<Limits, Trouble> {
+        let mut limits = Limits::default();
+        for (user, it) in &self.user_settings {
+            let numbers = [it.pool_size, it.servers_max, it.clients_max];
+            limits
+                .users
+                .insert(user.clone(), bounds(&format!("user_settings.{user}"), numbers, it.pool_mode.as_deref())?);
+        }
+        for (database, it) in &self.database_settings {
+            let numbers = [it.pool_size, it.servers_max, it.clients_max];
+            let name = format!("database_settings.{database}");
+            limits.databases.insert(database.clone(), bounds(&name, numbers, it.pool_mode.as_deref())?);
+        }
+        Ok(limits)
     }
 
     fn consistency(&self) -> Result<routing::Level, Trouble> {
@@ -385,8 +481,31 @@ fn refused(key: &str, value: impl std::fmt::Display, hint: &str) -> Trouble {
     Trouble::config_bad_value(format!("`router.{key}` is `{value}`"), hint)
 }
 
+fn pool_mode(key: &str, text: Option<&str>) -> Result<Option<PoolMode>, Trouble> {
+    match text {
+        None => Ok(None),
+        Some("transaction") => Ok(Some(PoolMode::Transaction)),
+        Some("session") => Ok(Some(PoolMode::Session)),
+        Some(other) => Err(refused(key, other, "write \"transaction\" or \"session\"")),
+    }
+}
+
+/// The bounds of one user or database: pool size, connections to one server, clients.
+fn bounds(name: &str, numbers: [Option<usize>; 3], mode: Option<&str>) -> Result<Bounds, Trouble> {
+    for (number, key) in numbers.iter().zip(["pool_size", "servers_max", "clients_max"]) {
+        if *number == Some(0) {
+            return Err(refused(&format!("{name}.{key}"), 0, "write a number from 1"));
+        }
+    }
+    let [pool_size, servers_max, clients_max] = numbers;
+    Ok(Bounds { pool_size, servers_max, clients_max, pool_mode: pool_mode(&format!("{name}.pool_mode"), mode)? })
+}
+
 fn span(key: &str, text: Option<&str>, default: Duration) -> Result<Duration, Trouble> {
-    let Some(text) = text else { return Ok(default) };
+    text.map_or(Ok(default), |text| written_span(key, text))
+}
+
+fn written_span(key: &str, text: &str) -> Result<Duration, Trouble> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let millis = match unit.trim() {

@@ -293,6 +293,15 @@ impl Front {
         Ok(client)
     }
 
+    /// What psql says, with the states of errors, to a user whose name is the password.
+    pub fn psql_as(&self, user: &str, arguments: &[&str]) -> String {
+        let mut psql = command("psql");
+        psql.args(["-XAtq", "-v", "VERBOSITY=verbose", "-h", "127.0.0.1", "-U", user, "-d", "postgres"]);
+        let said = psql.args(["-p", &self.port.to_string()]).env("PGPASSWORD", user).args(arguments).output();
+        let said = said.expect("psql starts");
+        String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr)
+    }
+
     /// psql through the router.
     pub fn psql(&self, arguments: &[&str]) -> std::process::Output {
         let mut psql = command("psql");

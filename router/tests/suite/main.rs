@@ -5,6 +5,7 @@ mod console;
 mod differential;
 mod harness;
 mod hostile;
+mod limits;
 mod losses;
 mod plans;
 mod pooling;

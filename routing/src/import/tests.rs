@@ -35,11 +35,15 @@ nonsense
         "\
 [router]
 listen = [\"0.0.0.0:6543\", \"[::1]:6543\"]
-mode = \"transaction\"
+users_file = \"/etc/pgbouncer/userlist.txt\"
+pool_mode = \"transaction\"
 clients_max = 500
 pool_size = 25
-wait_max = \"2500ms\"
+wait = \"2500ms\"
 admins = [\"ops\", \"dba\"]
+
+[router.database_settings.\"report\"]
+pool_size = 5
 "
     );
     let notes = imported.notes.join("\n");
@@ -53,7 +57,6 @@ admins = [\"ops\", \"dba\"]
         "line 10: auth_type = md5: clients log in with SCRAM here",
         "line 3: database app: host=10.0.0.1 is not needed",
         "line 4: database report: is called app on the server",
-        "line 4: database report: pool_size=5 has no counterpart",
         "line 4: database report: has a password",
     ] {
         assert!(notes.contains(part), "{part} is not in\n{notes}");
@@ -66,8 +69,64 @@ admins = [\"ops\", \"dba\"]
 #[test]
 fn statement_mode_becomes_transaction_mode() {
     let imported = pgbouncer("[pgbouncer]\npool_mode = statement\nlisten_addr = db.example\n");
-    assert!(imported.config.contains("mode = \"transaction\"") && imported.config.contains("listen = []"));
+    assert!(imported.config.contains("\npool_mode = \"transaction\"") && imported.config.contains("listen = []"));
     assert_eq!(imported.notes.len(), 2, "{:?}", imported.notes);
+}
+
+#[test]
+fn bounds_of_users_and_databases_are_taken_over_and_those_of_all_hold_for_each() {
+    let imported = pgbouncer(
+        "\
+[databases]
+app = host=db1 pool_size=5 max_db_connections=30 pool_mode=session
+* = host=db1
+[users]
+batch = pool_mode=statement max_user_connections=4 max_user_client_connections=x
+[pgbouncer]
+auth_type = trust
+client_tls_sslmode = verify-full
+client_tls_ca_file = /ca.pem
+client_tls_cert_file = /it.pem
+client_tls_key_file = /it.key
+max_user_connections = 50
+max_db_client_connections = 200
+max_db_connections = 0
+client_idle_timeout = 0
+idle_transaction_timeout = 30
+server_idle_timeout = 300
+",
+    );
+    assert_eq!(
+        imported.config,
+        "\
+[router]
+listen = [\"127.0.0.1:6432\"]
+tls_certificate = \"/it.pem\"
+tls_key = \"/it.key\"
+transaction_idle = \"30s\"
+server_idle = \"300s\"
+auth = \"trust\"
+tls_required = true
+tls_client_ca = \"/ca.pem\"
+
+[router.user_settings.\"*\"]
+servers_max = 50
+
+[router.user_settings.\"batch\"]
+pool_mode = \"transaction\"
+servers_max = 4
+
+[router.database_settings.\"*\"]
+clients_max = 200
+
+[router.database_settings.\"app\"]
+pool_mode = \"session\"
+pool_size = 5
+servers_max = 30
+clients_max = 200
+"
+    );
+    assert!(imported.notes.iter().any(|note| note.contains("user batch: max_user_client_connections=x")));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod config;
 pub mod events;
 pub mod export;
 mod history;
+pub mod import;
 mod local;
 mod node;
 mod op;
@@ -71,6 +72,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Dsn { driver, host, database, user, ca_file } => {
             local::dsn(&context, &driver, &host, Place { hosts: Vec::new(), database, user, ca_file })
         }
+        Command::Import(command) => import::run(&context, &command),
         Command::LeaseWatcher { data_dir, .. } => keeper::watcher::run(&data_dir, None).map(|()| 0),
         Command::AdoptSession => daemon::adopt_session().await.map(|()| 0),
         Command::Sandbox(command) => sandbox::run(&context, command).await,
