@@ -528,10 +528,10 @@ impl Worker {
             if config.splits() {
                 self.read_catalogs(now);
             }
-            for entry in self.clients.borrow().values() {
-                if let Some(ending) = entry.is_idle_too_long(&config, now) {
-                    entry.end(ending);
-                }
+            if config.client_idle_max.is_some() || config.transaction_idle_max.is_some() {
+                let clients: Vec<_> = self.clients.borrow().values().cloned().collect();
+                let idle = clients.iter().filter_map(|it| Some((it, it.is_idle_too_long(&config, now)?)));
+                idle.for_each(|(entry, ending)| entry.end(ending));
             }
             self.accounts.borrow_mut().retain(|_, account| match account.upgrade() {
                 Some(account) => {

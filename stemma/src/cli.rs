@@ -216,23 +216,7 @@ pub enum Command {
     #[command(
         after_help = "Examples:\n  stemma dsn --for psycopg --host db.example.org:6432 --database shop --user ann"
     )]
-    Dsn {
-        /// The driver
-        #[arg(long = "for", value_name = "DRIVER")]
-        driver: String,
-        /// Where the router listens; may be given more than once
-        #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6432")]
-        host: Vec<String>,
-        /// The database
-        #[arg(long, default_value = "postgres")]
-        database: String,
-        /// The user
-        #[arg(long, default_value = "postgres")]
-        user: String,
-        /// CA of the router's certificate, for connections with TLS
-        #[arg(long, value_name = "FILE")]
-        ca_file: Option<String>,
-    },
+    Dsn(crate::commands::dsn::DsnArgs),
     /// Configuration of other programs, and what it becomes here
     #[command(subcommand)]
     Import(crate::commands::import::ImportCommand),

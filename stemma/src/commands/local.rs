@@ -8,7 +8,6 @@ use crate::node_file::{self, NodeFile};
 use crate::render::out;
 use clap::CommandFactory;
 use model::{ReplicaKind, Trouble};
-use routing::dsn::{Driver, Place};
 use std::io::Read;
 
 /// Longest token read from standard input.
@@ -44,30 +43,6 @@ pub async fn init(context: &Context, args: InitArgs) -> Result<u8, Trouble> {
         say(context, &text);
         for note in notes {
             out::line(&context.look.finish(&format!("  {note}")));
-        }
-    }
-    Ok(0)
-}
-
-/// `stemma dsn`
-pub fn dsn(context: &Context, driver: &str, hosts: &[String], mut place: Place) -> Result<u8, Trouble> {
-    let known = || Driver::ALL.iter().filter_map(|(_, names)| names.first()).copied().collect::<Vec<_>>().join(", ");
-    let driver = Driver::parse(driver).ok_or_else(|| {
-        Trouble::usage(format!("`{driver}` is not a known driver"), format!("known are: {}", known()))
-    })?;
-    for host in hosts {
-        let address = router::NodeAddr::parse(host).ok_or_else(|| {
-            Trouble::usage(format!("`{host}` is not HOST:PORT"), "write it as in db.example.org:6432")
-        })?;
-        place.hosts.push((address.host, address.port));
-    }
-    let found = routing::dsn::dsn(driver, &place);
-    if context.is_json() {
-        context.print_json_with("dsn", found.text, "note", found.note);
-    } else {
-        out::line(&found.text);
-        if let Some(note) = found.note {
-            out::note(note);
         }
     }
     Ok(0)

@@ -3,6 +3,7 @@
 mod cert;
 pub mod cluster;
 mod config;
+pub mod dsn;
 pub mod events;
 pub mod export;
 mod history;
@@ -25,7 +26,6 @@ use crate::render::out;
 use crate::{daemon, demo, explain, reference, sandbox};
 use model::status::SCHEMA_VERSION;
 use model::{Outcome, Trouble};
-use routing::dsn::Place;
 use serde_json::{Value, json};
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -69,9 +69,7 @@ pub async fn dispatch(cli: Cli) -> Result<u8, Trouble> {
         Command::Run { .. } => local::run(&context).await,
         Command::Router { command: None } => crate::front::alone(context.global.config.as_deref()).await.map(|()| 0),
         Command::Router { command: Some(command) } => router::run(&context, command).await,
-        Command::Dsn { driver, host, database, user, ca_file } => {
-            local::dsn(&context, &driver, &host, Place { hosts: Vec::new(), database, user, ca_file })
-        }
+        Command::Dsn(args) => dsn::run(&context, args),
         Command::Import(command) => import::run(&context, &command),
         Command::LeaseWatcher { data_dir, .. } => keeper::watcher::run(&data_dir, None).map(|()| 0),
         Command::AdoptSession => daemon::adopt_session().await.map(|()| 0),
