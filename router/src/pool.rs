@@ -15,7 +15,7 @@ use model::Epoch;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Waker};
 use std::time::Instant;
@@ -23,6 +23,12 @@ use tokio::sync::oneshot;
 
 /// Kinds of clients (by their settings) whose welcome is remembered.
 const WELCOMES_MAX: usize = 16;
+
+/// What servers send a long row in.
+const ROW_UNIT: usize = 8 << 10;
+/// Long rows are many from so many units on, until as many requests have come without any; more are not remembered.
+const LONG_ROWS_MANY: usize = 1_000;
+const LONG_ROWS_CAP: usize = 2_000;
 
 /// Tickets are unique over all pools: a worker knows its waiting clients by them alone.
 static NEXT_TICKET: AtomicU64 = AtomicU64::new(1);
@@ -72,6 +78,7 @@ pub struct SharedPool {
     limit: AtomicUsize,
     /// Connections made before this are not used again, in nanoseconds since `BEGINNING`; 0: none was said to be.
     stale_before: AtomicU64,
+    long_rows: AtomicBool,
     total: AtomicUsize,
     waiting: AtomicUsize,
     idle: Vec<AtomicUsize>,
@@ -119,6 +126,7 @@ impl SharedPool {
             stale_before: AtomicU64::new(0),
             key,
             limit: AtomicUsize::new(limit),
+            long_rows: AtomicBool::new(false),
             total: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             idle: mail.iter().map(|_| AtomicUsize::new(0)).collect(),
@@ -145,6 +153,11 @@ impl SharedPool {
     pub fn set_limit(self: &Arc<Self>, limit: usize) {
         self.limit.store(limit, SeqCst);
         self.serve_waiters();
+    }
+
+    /// Whether long rows are a good part of what comes.
+    pub fn has_long_rows(&self) -> bool {
+        self.long_rows.load(SeqCst)
     }
 
     /// Clients that wait.
@@ -298,6 +311,8 @@ pub struct Pool {
     #[expect(clippy::vec_box, reason = "servers come and go for every transaction, which moves a pointer only")]
     idle: RefCell<Vec<Box<Server>>>,
     retired: Cell<bool>,
+    /// How much of what came of late were long rows: grows by the row, in units of `ROW_UNIT`, and shrinks by the request.
+    long_rows: Cell<usize>,
     welcomes: RefCell<Vec<(Arc<Settings>, Arc<Reported>)>>,
 }
 
@@ -310,6 +325,7 @@ impl Pool {
             waiters,
             idle: RefCell::new(Vec::new()),
             retired: Cell::new(false),
+            long_rows: Cell::new(0),
             welcomes: RefCell::default(),
         }
     }
@@ -336,11 +352,33 @@ impl Pool {
         }
     }
 
+    /// So many bytes of a long row came, or are to come. Where there are many, TCP is cheaper than a Unix socket, for it can
+    /// wait for much before it wakes us.
+    pub fn saw_long_row(&self, bytes: usize) {
+        let seen = (self.long_rows.get() + (bytes / ROW_UNIT).max(1)).min(LONG_ROWS_CAP);
+        self.long_rows.set(seen);
+        if seen > LONG_ROWS_MANY {
+            self.shared.long_rows.store(true, SeqCst);
+        }
+    }
+
+    fn saw_request(&self) {
+        let seen = self.long_rows.get();
+        if seen > 0 {
+            self.long_rows.set(seen - 1);
+            if seen == 1 {
+                self.shared.long_rows.store(false, SeqCst);
+            }
+        }
+    }
+
     /// Gives a connection to whoever waits longest, or keeps it.
     pub fn put(&self, mut server: Box<Server>, config: &Config, now: Instant) {
         let over = self.shared.total() > self.shared.limit.load(SeqCst);
+        self.saw_request();
         if self.retired.get()
             || over
+            || (server.stream.is_unix() && self.shared.has_long_rows())
             || self.shared.is_stale(&server)
             || now.duration_since(server.born) > config.server_lifetime
             || self.shared.starves_others(now)

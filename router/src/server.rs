@@ -315,6 +315,7 @@ async fn login(slot: Slot, worker: &Worker, parameters: &[(&str, &str)]) -> Resu
     let who = Who { node: key.node.clone(), database: key.database.clone(), user: key.user.clone() };
     // Who brings words of their own may ask for what `pg_hba.conf` has lines of its own for: replication.
     let way = match parameters {
+        [] if slot.pool().has_long_rows() => Way::Tcp,
         [] => nearby.way(config.machine.as_deref(), &worker.topology(), &who, config.server_lifetime),
         _ => Way::Tcp,
     };
@@ -344,7 +345,7 @@ async fn login(slot: Slot, worker: &Worker, parameters: &[(&str, &str)]) -> Resu
             None => by_tcp().await?,
         },
     };
-    nearby.count(matches!(entered.stream, Stream::Unix(_)));
+    nearby.count(entered.stream.is_unix());
     let now = Instant::now();
     Ok(Box::new(Server {
         stream: entered.stream,

@@ -42,6 +42,11 @@ impl Stream {
         matches!(self, Stream::Tls(_))
     }
 
+    /// Whether it is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Stream::Unix(_))
+    }
+
     /// Takes a plain TCP socket out, to put it back encrypted.
     pub fn take_tcp(&mut self) -> Option<TcpStream> {
         match std::mem::replace(self, Stream::Taken) {

@@ -57,6 +57,10 @@ impl Session {
         if server.awaits_much != (rest > LOW_WATER) && (server.awaits_much || rest > 2 * LOW_WATER) {
             let bytes = if server.awaits_much { 1 } else { LOW_WATER };
             server.awaits_much = server.stream.set_low_water(bytes) && bytes > 1;
+            if let Some(pool) = &self.pool {
+                // By a Unix socket they come one by one, each with a wake-up.
+                pool.saw_long_row(if server.stream.is_unix() { read } else { rest });
+            }
         }
         match used {
             Ok(used) => server.inbox.extend_from_slice(&input[used..]),

@@ -1,6 +1,6 @@
 //! Servers of this machine, spoken to by their sockets: only by those whom TCP lets in too.
 
-use crate::harness::{Front, Server, config, one, sqlstate, try_one};
+use crate::harness::{Front, Server, config, one, sqlstate, try_one, wait_for};
 use model::observe::{ServerSockets, SocketDirectory};
 use router::Topology;
 use router::config::{ClientAuth, Secret};
@@ -46,13 +46,34 @@ async fn a_server_of_this_machine_is_spoken_to_by_its_socket_and_all_goes_by_it(
     }
     let token = client.cancel_token();
     let asked = tokio::spawn(async move { try_one(&client, "SELECT pg_sleep(600)").await });
-    crate::harness::wait_for("the statement to run", || {
+    wait_for("the statement to run", || {
         server.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'")
             == "1"
     });
     token.cancel_query(tokio_postgres::NoTls).await.expect("sent");
     let cancelled = asked.await.expect("no panic").expect_err("cancelled");
     assert_eq!(sqlstate(&cancelled), "57014");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_long_rows_are_usual_tcp_is_used() {
+    let server = Server::new();
+    let front = front(&server, "here").await;
+    let client = front.client().await;
+    assert_eq!(one(&client, BY_SOCKET).await, "t");
+    for _ in 0..20 {
+        assert_eq!(one(&client, "SELECT repeat('0123456789abcdef', 65536)").await.len(), 1 << 20);
+    }
+    assert_eq!(one(&client, BY_SOCKET).await, "f");
+    // They are not any more.
+    for _ in 0..2_500 {
+        one(&client, "SELECT 1").await;
+    }
+    server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()");
+    wait_for("the connection to be closed", || {
+        server.sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'") == "1"
+    });
+    assert_eq!(one(&client, BY_SOCKET).await, "t", "a new connection goes by the socket again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
