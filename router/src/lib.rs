@@ -11,6 +11,7 @@ pub mod cancel;
 pub mod config;
 pub mod exchange;
 pub mod limits;
+mod local;
 mod login;
 pub mod nearby;
 pub mod obtain;

@@ -1,6 +1,7 @@
 //! One connection to a server: made, logged in, kept, moved between workers.
 
 use crate::config::ServerTls;
+use crate::local::Local;
 use crate::nearby::{Way, Who};
 use crate::pool::{Grant, PoolKey, Purpose, Slot};
 use crate::prepared::ServerStatements;
@@ -14,12 +15,13 @@ use crate::worker::Worker;
 use model::Lsn;
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use wire::backend::{self, Authentication};
 use wire::frame::HEADER_BYTES;
 use wire::{Header, build};
@@ -92,7 +94,7 @@ pub struct Moved {
 
 enum Socket {
     Tcp(std::net::TcpStream),
-    Unix(std::os::unix::net::UnixStream),
+    Unix(UnixStream),
 }
 
 struct Rest {
@@ -152,7 +154,7 @@ impl Server {
         let Server { stream, statements, settings, reported, key, life, birth, born, used, slot, .. } = *self;
         let socket = match stream {
             Stream::Tcp(stream) => stream.into_std().map(Socket::Tcp),
-            Stream::Unix(stream) => stream.into_std().map(Socket::Unix),
+            Stream::Unix(socket) => Ok(Socket::Unix(socket.into_std())),
             // The state of TLS stays behind; whoever waits makes a connection of its own in this one's place.
             Stream::Tls(_) | Stream::Taken => return Grant::Connect(slot),
         };
@@ -175,7 +177,7 @@ impl Parked {
                 let Moved { socket, rest } = *moved;
                 let stream = match socket {
                     Socket::Tcp(socket) => TcpStream::from_std(socket).map(Stream::Tcp),
-                    Socket::Unix(socket) => UnixStream::from_std(socket).map(Stream::Unix),
+                    Socket::Unix(socket) => Local::new(socket).map(Stream::Unix),
                 };
                 let Rest { statements, settings, reported, key, life, birth, born, used, slot } = rest;
                 let Ok(stream) = stream else { return Err(slot) };
@@ -321,8 +323,10 @@ async fn login(slot: Slot, worker: &Worker, parameters: &[(&str, &str)]) -> Resu
     };
     let by_tcp = async || enter(open(&key.node, &config.server_tls).await?, &key, proof.clone(), parameters).await;
     let by_socket = async |path: &Path, asked: bool| {
-        let entered = match UnixStream::connect(path).await {
-            Ok(stream) => enter(Stream::Unix(stream), &key, proof.clone(), parameters).await,
+        // By tokio's own, since a server that is full lets callers wait.
+        let connected = tokio::net::UnixStream::connect(path).await;
+        let entered = match connected.and_then(tokio::net::UnixStream::into_std).and_then(Local::new) {
+            Ok(socket) => enter(Stream::Unix(socket), &key, proof.clone(), parameters).await,
             Err(error) => Err(error.into()),
         };
         match entered {

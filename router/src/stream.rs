@@ -1,13 +1,14 @@
 //! A connection of any kind: TCP, Unix socket, TLS. Reading and writing are polled, so that one task serves both sides
 //! of a client; a socket that gave less than was asked for is not read again before the kernel reports more.
 
+use crate::local::Local;
 use crate::out::Out;
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 sockopt_impl!(
@@ -25,7 +26,7 @@ pub enum Stream {
     /// Plain TCP.
     Tcp(TcpStream),
     /// A Unix socket.
-    Unix(UnixStream),
+    Unix(Local),
     /// TLS over TCP.
     Tls(Box<TlsStream<TcpStream>>),
     /// None: it was taken out in order to be encrypted.
@@ -80,7 +81,7 @@ impl Stream {
         let mut space = ReadBuf::new(buffer);
         let read = match self {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(context, &mut space),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(context, &mut space),
+            Stream::Unix(socket) => return socket.poll_read(context, space.initialize_unfilled()),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, &mut space),
             Stream::Taken => Poll::Ready(Err(taken())),
         };
@@ -90,7 +91,7 @@ impl Stream {
     fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::Unix(socket) => socket.poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Taken => Poll::Ready(Err(taken())),
         }
@@ -99,7 +100,7 @@ impl Stream {
     fn poll_write_vectored(&mut self, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         match self {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Stream::Unix(socket) => socket.poll_write_vectored(context, slices),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Stream::Taken => Poll::Ready(Err(taken())),
         }
@@ -168,7 +169,10 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, space: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(context, space),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(context, space),
+            Stream::Unix(socket) => {
+                let read = socket.poll_read(context, space.initialize_unfilled());
+                read.map_ok(|count| space.advance(count))
+            }
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, space),
             Stream::Taken => Poll::Ready(Err(taken())),
         }
@@ -185,9 +189,9 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Taken => Poll::Ready(Ok(())),
+            // Only servers are spoken to by such sockets, and they are left by closing.
+            Stream::Unix(_) | Stream::Taken => Poll::Ready(Ok(())),
         }
     }
 }
