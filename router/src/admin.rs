@@ -1,6 +1,7 @@
 //! The console: a database named `stemma` (or `pgbouncer`) that exists only here, for those whom the configuration
 //! lists. Everything is said over both protocols, so that any driver can ask.
 
+use crate::limits::Whose;
 use crate::pool::{PoolKey, Purpose};
 use crate::refusal::Refusal;
 use crate::server::{Row, read_message};
@@ -68,6 +69,8 @@ enum Command {
     Clients,
     Servers,
     Nodes,
+    /// Users, or databases.
+    Bounds(Whose),
     Pins,
     Held,
     Routes,
@@ -91,7 +94,9 @@ fn parse(sql: &str) -> Result<Command, Refusal> {
         ["show", "pools"] => Command::Pools,
         ["show", "clients"] => Command::Clients,
         ["show", "servers"] => Command::Servers,
-        ["show", "nodes" | "databases"] => Command::Nodes,
+        ["show", "nodes"] => Command::Nodes,
+        ["show", "users"] => Command::Bounds(Whose::User),
+        ["show", "databases"] => Command::Bounds(Whose::Database),
         ["show", "pins"] => Command::Pins,
         ["show", "held"] => Command::Held,
         ["show", "routes"] => Command::Routes,
@@ -108,7 +113,7 @@ fn parse(sql: &str) -> Result<Command, Refusal> {
         _ => {
             let refusal = Refusal::unsupported(format!("the console does not know `{}`", sql.trim()));
             return Err(refusal.sqlstate("42601").detail(
-                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, PINS, HELD, ROUTES, TOKENS, STATS, LOSSES, VERSION; PAUSE, RESUME, RECONNECT, RELOAD, KILL <client>",
+                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, USERS, DATABASES, PINS, HELD, ROUTES, TOKENS, STATS, LOSSES, VERSION; PAUSE, RESUME, RECONNECT, RELOAD, KILL <client>",
             ));
         }
     })
@@ -149,6 +154,15 @@ impl Command {
                 ("lag_bytes", Number),
                 ("epoch", Number),
             ],
+            Command::Bounds(_) => &[
+                ("name", Text),
+                ("pool_mode", Text),
+                ("pool_size", Number),
+                ("clients", Number),
+                ("clients_max", Number),
+                ("servers", Number),
+                ("servers_max", Number),
+            ],
             Command::Pins => &[("pid", Number), ("user", Text), ("database", Text), ("reasons", Text), ("node", Text)],
             Command::Held => &[("pid", Number), ("user", Text), ("database", Text), ("waits_ms", Number)],
             Command::Routes => &[("target", Text), ("reason", Text), ("requests", Number), ("meaning", Text)],
@@ -184,6 +198,7 @@ impl Command {
             | Command::Clients
             | Command::Servers
             | Command::Nodes
+            | Command::Bounds(_)
             | Command::Pins
             | Command::Held
             | Command::Routes
@@ -259,6 +274,7 @@ async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
             })
             .collect(),
         Command::Nodes => nodes(worker),
+        Command::Bounds(whose) => bounds(worker, whose),
         Command::Routes => {
             let row = |it: &Routed| vec![text(it.target), text(it.reason), text(it.count), text(it.text)];
             worker.global.stats.routed().iter().map(row).collect()
@@ -354,6 +370,19 @@ fn nodes(worker: &Worker) -> Vec<Row> {
         );
     }
     rows
+}
+
+fn bounds(worker: &Worker, whose: Whose) -> Vec<Row> {
+    let config = worker.config();
+    let rows = worker.global.ledger.usage(&config.limits, whose).into_iter().map(|it| {
+        let mode = it.bounds.pool_mode.unwrap_or(config.mode).as_str();
+        let size = it.bounds.pool_size.unwrap_or(config.pool_size);
+        let most = |most: Option<usize>| most.map(|most| most.to_string());
+        let clients = [text(it.clients), most(it.bounds.clients_max)];
+        let place = [text(&it.name), text(mode), text(size)];
+        place.into_iter().chain(clients).chain([text(it.servers), most(it.bounds.servers_max)]).collect()
+    });
+    rows.collect()
 }
 
 fn write_rows(out: &mut Vec<u8>, command: Command, rows: &[Row]) {

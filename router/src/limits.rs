@@ -149,6 +149,19 @@ pub fn is_starved(since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) >= STARVED_AFTER
 }
 
+/// What a user or a database has now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Its name.
+    pub name: String,
+    /// Its clients.
+    pub clients: usize,
+    /// Its connections to the server to which it has most.
+    pub servers: usize,
+    /// Its bounds.
+    pub bounds: Bounds,
+}
+
 /// All budgets, and the clients that are in.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -171,6 +184,32 @@ impl Ledger {
         for ((whose, name, _), budget) in self.budgets.lock().expect("no panic under this lock").iter() {
             budget.limit.store(limits.of(*whose, name).servers_max.unwrap_or(usize::MAX), SeqCst);
         }
+    }
+
+    /// What each user, or each database, has: all that have something, or bounds of their own, by name.
+    pub fn usage(&self, limits: &Limits, whose: Whose) -> Vec<Usage> {
+        let said = match whose {
+            Whose::User => &limits.users,
+            Whose::Database => &limits.databases,
+        };
+        let mut found: BTreeMap<String, Usage> = BTreeMap::new();
+        let mut of = |name: &str, note: &dyn Fn(&mut Usage)| {
+            let made = || Usage { name: name.to_owned(), bounds: limits.of(whose, name), ..Usage::default() };
+            note(found.entry(name.to_owned()).or_insert_with(made));
+        };
+        said.keys().filter(|name| *name != OTHERS).for_each(|name| of(name, &|_| {}));
+        for ((kind, name), count) in self.clients.lock().expect("no panic under this lock").iter() {
+            if *kind == whose {
+                of(name, &|usage| usage.clients = *count);
+            }
+        }
+        for ((kind, name, _), budget) in self.budgets.lock().expect("no panic under this lock").iter() {
+            let total = budget.total.load(SeqCst);
+            if *kind == whose && total > 0 {
+                of(name, &|usage| usage.servers = usage.servers.max(total));
+            }
+        }
+        found.into_values().collect()
     }
 
     /// A seat for a client; `Err` says whose bound is reached, and which it is.
@@ -244,6 +283,8 @@ mod tests {
         assert_eq!(seat("ann", "app").expect_err("full"), (Whose::User, 2));
         let _bob = [seat("bob", "app").expect("free"), seat("bob", "app").expect("free")];
         assert_eq!(seat("bob", "app").expect_err("full"), (Whose::Database, 3));
+        let used = ledger.usage(&limits, Whose::User);
+        assert_eq!(used.iter().map(|it| (&*it.name, it.clients)).collect::<Vec<_>>(), [("ann", 2), ("bob", 2)]);
         drop(first);
         seat("ann", "app").expect("free again");
     }

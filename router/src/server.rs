@@ -323,7 +323,7 @@ async fn login(slot: Slot, worker: &Worker, parameters: &[(&str, &str)]) -> Resu
     };
     let by_tcp = async || enter(open(&key.node, &config.server_tls).await?, &key, proof.clone(), parameters).await;
     let by_socket = async |path: &Path, asked: bool| {
-        // By tokio's own, since a server that is full lets callers wait.
+        // By tokio's own, which fails where the server's queue is full; the standard library's would wait.
         let connected = tokio::net::UnixStream::connect(path).await;
         let entered = match connected.and_then(tokio::net::UnixStream::into_std).and_then(Local::new) {
             Ok(socket) => enter(Stream::Unix(socket), &key, proof.clone(), parameters).await,

@@ -71,7 +71,11 @@ pub const KEYS: &[KeyDoc] = &[
         "CA of clients' certificates: one whose common name is the user's name stands for the password.",
     ),
     key("router.tls_required", "`false`", "Whether clients without TLS are turned away."),
-    key("router.server_ca", "none", "CA of the servers' certificates; with it every connection to a server is TLS."),
+    key(
+        "router.server_ca",
+        "none",
+        "CA of the servers' certificates; with it every connection to a server is TLS, but for sockets of the same machine.",
+    ),
     key(
         "router.server_sockets",
         "`true`",

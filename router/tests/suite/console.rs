@@ -24,6 +24,17 @@ async fn it_tells_who_is_there_and_why_servers_are_kept() {
     let pools = console.simple_query("SHOW POOLS").await.expect("by the simple one");
     assert!(format!("{pools:?}").contains("write (epoch 1)"), "{pools:?}");
     assert_eq!(one(&console, "SHOW NODES").await, "p");
+    for (what, name) in [("USERS", "postgres"), ("DATABASES", "postgres")] {
+        let told = console.simple_query(&format!("SHOW {what}")).await.expect("listed");
+        let row = told.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let row = row.expect("one");
+        let of = |column| row.get(column).map(str::to_owned);
+        assert_eq!([of("name"), of("clients"), of("servers")], [name, "1", "1"].map(|text| Some(text.to_owned())));
+        assert_eq!([of("pool_size"), of("servers_max")], [Some("2".to_owned()), None]);
+    }
     assert_eq!(sqlstate(&try_one(&console, "SELECT 1").await.expect_err("no database")), "42601");
 
     let routes = console.query("SHOW ROUTES", &[]).await.expect("listed");
