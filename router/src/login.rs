@@ -37,7 +37,7 @@ enum Out {
     /// It hung up, or needed only a word.
     Gone,
     /// It replicates: from now on it and this server just stream.
-    Replication(Box<crate::server::Server>),
+    Replication(Box<crate::server::Server>, Seat),
     /// It is let in to the console.
     Administrator,
     /// It is told this.
@@ -76,8 +76,8 @@ async fn enter(worker: Rc<Worker>, socket: TcpStream, door: Door) -> Option<Box<
         Ok(Admitted { entry, settings, reported, mode, wishes }) => {
             Some(Box::new(Session::new(worker, entry, stream, settings, &reported, mode, (door, wishes))))
         }
-        Err(Out::Replication(server)) => {
-            tokio::task::spawn_local(replicate(worker, stream, server));
+        Err(Out::Replication(server, seat)) => {
+            tokio::task::spawn_local(replicate(worker, stream, server, seat));
             None
         }
         Err(Out::Administrator) => {
@@ -90,7 +90,7 @@ async fn enter(worker: Rc<Worker>, socket: TcpStream, door: Door) -> Option<Box<
         Err(out) => {
             let mut bytes = Vec::new();
             match out {
-                Out::Gone | Out::Administrator | Out::Replication(_) => return None,
+                Out::Gone | Out::Administrator | Out::Replication(..) => return None,
                 Out::Refused(refusal) => refusal.write("FATAL", &mut bytes),
                 Out::Server(error) => error.write("FATAL", &mut bytes),
             }
@@ -148,9 +148,6 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream, door: Door) -> Result<
         stream.write_all(&out).await?;
     }
     authenticate(worker, stream, &user, &database).await?;
-    if start.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
-        return Err(Out::Replication(open_replication(worker, &start, &database, &user).await?));
-    }
     if matches!(database.as_str(), "stemma" | "pgbouncer") {
         return if config.admins.contains(&user) {
             Err(Out::Administrator)
@@ -159,6 +156,9 @@ async fn log_in(worker: &Rc<Worker>, stream: &mut Stream, door: Door) -> Result<
         };
     }
     let seat = seat(worker, &user, &database)?;
+    if start.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
+        return Err(Out::Replication(open_replication(worker, &start, &database, &user).await?, seat));
+    }
     let mut settings = settings_of(&start)?;
     let by_user = config.user_wishes.get(&user).copied().unwrap_or_default();
     let mut wishes = wishes_of(&mut settings)?.or(by_user);
@@ -214,10 +214,9 @@ async fn open_replication(
 }
 
 /// Lets a client and its server stream until one of them ends.
-async fn replicate(worker: Rc<Worker>, mut client: Stream, mut server: Box<crate::server::Server>) {
+async fn replicate(worker: Rc<Worker>, mut client: Stream, mut server: Box<crate::server::Server>, seat: Seat) {
     let key = &server.slot.pool().key;
     let account = worker.account(&key.database, &key.user);
-    let Ok(seat) = seat(&worker, &key.user, &key.database) else { return };
     let entry = worker.register(|pid| ClientEntry::new(pid, account, seat));
     *entry.running.borrow_mut() = Some(server.key.clone());
     let mut out = Vec::new();
