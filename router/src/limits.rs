@@ -118,20 +118,29 @@ impl Budget {
         self.total.fetch_sub(1, SeqCst);
     }
 
-    /// More, or fewer, clients wait.
-    pub fn waits(&self, more: usize, fewer: usize) {
-        self.waiting.fetch_add(more, SeqCst);
-        self.waiting.fetch_sub(fewer, SeqCst);
+    /// More clients wait.
+    pub fn more_wait(&self, count: usize) {
+        self.waiting.fetch_add(count, SeqCst);
+    }
+
+    /// Fewer clients wait.
+    pub fn fewer_wait(&self, count: usize) {
+        self.waiting.fetch_sub(count, SeqCst);
+    }
+
+    /// Whether there is a bound at all. Without one nobody waits for a place in it.
+    pub fn is_bounded(&self) -> bool {
+        self.limit.load(SeqCst) != usize::MAX
     }
 
     /// Whether it is used up while others wait than those of a pool in which so many do.
     pub fn is_wanted_elsewhere(&self, waiting_here: usize) -> bool {
-        let limit = self.limit.load(SeqCst);
-        // Without a bound nobody waits for a place in it.
-        limit != usize::MAX && self.waiting.load(SeqCst) > waiting_here && self.total.load(SeqCst) >= limit
+        self.is_bounded()
+            && self.waiting.load(SeqCst) > waiting_here
+            && self.total.load(SeqCst) >= self.limit.load(SeqCst)
     }
 
-    /// Whether one place more is used than the bound allows: it was lowered.
+    /// Whether more places are used than the bound allows: it was lowered.
     pub fn is_over(&self) -> bool {
         self.total.load(SeqCst) > self.limit.load(SeqCst)
     }

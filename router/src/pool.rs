@@ -213,12 +213,12 @@ impl SharedPool {
 
     fn more_wait(&self, count: usize) {
         self.waiting.fetch_add(count, SeqCst);
-        self.budgets.iter().for_each(|budget| budget.waits(count, 0));
+        self.budgets.iter().for_each(|budget| budget.more_wait(count));
     }
 
     fn fewer_wait(&self, count: usize) {
         self.waiting.fetch_sub(count, SeqCst);
-        self.budgets.iter().for_each(|budget| budget.waits(0, count));
+        self.budgets.iter().for_each(|budget| budget.fewer_wait(count));
     }
 
     fn oldest(&self) -> Option<Ticket> {
@@ -250,7 +250,7 @@ impl SharedPool {
     /// Gives out places that became free: first to whoever waits longest, here or in another pool of the user or database.
     fn serve_all_waiters(self: &Arc<Self>) {
         let mut pools = vec![(self.waits_since(), self.clone())];
-        for budget in &self.budgets {
+        for budget in self.budgets.iter().filter(|budget| budget.is_bounded()) {
             pools.extend(budget.others(self).into_iter().map(|pool| (pool.waits_since(), pool)));
         }
         pools.retain(|(since, _)| since.is_some());
