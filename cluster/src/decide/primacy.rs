@@ -41,7 +41,7 @@ pub(super) fn switchover(
         may_schedule(state, at, context)?;
     }
     let to_id = to.map(|member| member.id);
-    let candidates = look(state, to_id, context, at.is_some())?;
+    let (candidates, notes) = look(state, to_id, context, at.is_some())?;
     let expected = candidates.iter().find(|candidate| candidate.expected).map(|candidate| candidate.node.to_string());
     let mut next = state.clone();
     let id = format!("sw_{}", next.next_order);
@@ -79,7 +79,7 @@ pub(super) fn switchover(
     let because = if context.actor.reason.is_empty() { String::new() } else { format!(": {}", context.actor.reason) };
     let told = format!("{text}{because}");
     history::record(&mut next, context.now, "switchover-planned", None, told, &context.actor.name);
-    Ok((next, Outcome { failover: Some(id), candidates, ..outcome(text) }))
+    Ok((next, Outcome { failover: Some(id), candidates, notes, ..outcome(text) }))
 }
 
 /// Of two changes of primary at a time the second is refused, and so is one in the middle of a rolling restart.
@@ -121,13 +121,13 @@ fn may_schedule(state: &ClusterState, at: WallTime, context: &Context<'_>) -> Re
     }
 }
 
-/// The table of candidates, or the refusal that lists them all.
+/// The table of candidates and what is to be said of them, or the refusal that lists them all.
 fn look(
     state: &ClusterState,
     to: Option<NodeId>,
     context: &Context<'_>,
     later: bool,
-) -> Result<Vec<Candidate>, Trouble> {
+) -> Result<(Vec<Candidate>, Vec<String>), Trouble> {
     let policy = Policy::of(state, context.now);
     let now = replicas_now(context.status);
     let asked = preflight(state, to, &now, context.status.primary_up, &policy);
@@ -147,11 +147,17 @@ fn look(
             candidate(state, row.node, context, verdict.is_ok(), chosen == Some(row.node), reason)
         })
         .collect();
-    let Some(refused) = asked.refused_because(to) else { return Ok(candidates) };
+    let Some(refused) = asked.refused_because(to) else { return Ok((candidates, Vec::new())) };
     // By then it may be streaming again; what it is does not change by waiting.
     let by_what_it_is = |row: &&Row| matches!(row.verdict, Err(NotNow::Unfit(_)));
     if later && !asked.rows.iter().filter(|row| to.is_none_or(|to| to == row.node)).all(|row| by_what_it_is(&row)) {
-        return Ok(candidates);
+        return Ok((candidates, Vec::new()));
+    }
+    if let Some(Row { name, verdict: Err(why), .. }) = asked.worth_waiting_for(to).filter(|_| context.status.primary_up)
+    {
+        let seconds = plan::CANDIDATE_WAIT.0 / 1_000;
+        let note = format!("{name} cannot take over yet: {why}. It is waited for up to {seconds} s");
+        return Ok((candidates, vec![note]));
     }
     let mut trouble = Trouble::switchover_refused(
         refused,

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 pub const PREPARE_MAX: Millis = Millis::from_secs(600);
 /// How long candidates are waited for once the primary's checkpoint is done. A restartpoint is a help, not a need.
 pub const RESTARTPOINT_WAIT: Millis = Millis::from_secs(3);
+/// How long a candidate is waited for that will be ready in a moment (`NotNow::passes`), once all else is done.
+pub const CANDIDATE_WAIT: Millis = Millis::from_secs(5);
 
 /// What a keeper has to do for the open plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,15 +134,29 @@ pub fn ready(state: &ClusterState, id: &str, me: NodeId) -> Option<ClusterState>
     change(state, id, |plan| (plan.stage == PlanStage::Restartpoint && plan.ready.insert(me)).then_some(()))
 }
 
+/// What is waited for before `begin`: a candidate that will be able to take over in a moment, while no other can now.
+pub fn awaits(state: &ClusterState, status: &ClusterStatus, now: WallTime) -> Option<String> {
+    let plan = state.planned_switchover()?;
+    let since = plan.restartpoint_at.map_or(0, |at| now.millis_since(at).max(0) as u64);
+    if plan.stage != PlanStage::Restartpoint || since >= CANDIDATE_WAIT.0 || !status.primary_up {
+        return None;
+    }
+    let looked = preflight(state, plan, status, now);
+    let row = looked.worth_waiting_for(plan.to)?;
+    row.verdict.as_ref().err().map(|why| format!("{}: {why}", row.name))
+}
+
+fn preflight(state: &ClusterState, plan: &PlannedSwitchover, status: &ClusterStatus, now: WallTime) -> Preflight {
+    switchover::preflight(state, plan.to, &replicas_now(status), status.primary_up, &Policy::of(state, now))
+}
+
 /// Claims the attempt, or drops the plan where no node can take over now.
 pub fn begin(state: &ClusterState, id: &str, status: &ClusterStatus, now: WallTime) -> Option<ClusterState> {
     let plan = state.planned_switchover().filter(|plan| plan.id == id)?;
     if plan.stage != PlanStage::Restartpoint {
         return None;
     }
-    let policy = Policy::of(state, now);
-    let looked = switchover::preflight(state, plan.to, &replicas_now(status), status.primary_up, &policy);
-    if let Some(reason) = looked.refused_because(plan.to) {
+    if let Some(reason) = preflight(state, plan, status, now).refused_because(plan.to) {
         return drop_plan(state, id, &reason, now);
     }
     let because = match plan.because.as_str() {

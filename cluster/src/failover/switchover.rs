@@ -41,6 +41,17 @@ pub enum NotNow {
     Silent,
 }
 
+impl NotNow {
+    /// Whether it is likely to end by itself within moments, so that waiting is better than refusing: a replica that was
+    /// just attached may lose its stream once more, and is a voter only when it streams.
+    pub fn passes(&self) -> bool {
+        match self {
+            NotNow::NotStreaming | NotNow::LagUnknown | NotNow::Unfit(Unfit::NotVoter) => true,
+            NotNow::Unfit(_) | NotNow::Paused | NotNow::Lag(_) | NotNow::Silent => false,
+        }
+    }
+}
+
 impl std::fmt::Display for NotNow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -72,6 +83,17 @@ pub struct Preflight {
     pub rows: Vec<Row>,
     /// Why nothing should be begun at all.
     pub refused: Option<String>,
+}
+
+impl Preflight {
+    /// The candidate that is worth waiting for, where no other can take over now.
+    pub fn worth_waiting_for(&self, to: Option<NodeId>) -> Option<&Row> {
+        let mut asked = self.rows.iter().filter(|row| to.is_none_or(|to| to == row.node));
+        if asked.clone().any(|row| row.verdict.is_ok()) {
+            return None;
+        }
+        asked.find(|row| row.verdict.as_ref().is_err_and(NotNow::passes))
+    }
 }
 
 /// Looks at every candidate. `now` holds the replicas whose keepers answer.

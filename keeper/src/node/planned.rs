@@ -75,6 +75,10 @@ async fn one_step(keeper: &Arc<Keeper>, spec: Option<&ServerSpec>) -> Result<boo
         }
         Todo::Begin => {
             let Some(status) = keeper.status() else { return Ok(false) };
+            if let Some(what) = plan::awaits(state, &status, clock::wall()) {
+                tracing::info!(%id, what, "a planned switchover waits for a candidate");
+                return Ok(false);
+            }
             failpoint::pass("switchover.beginning");
             write(keeper, |state| plan::begin(state, &id, &status, clock::wall())).await?;
             failpoint::pass("switchover.begun");

@@ -102,7 +102,7 @@ impl<'a> Deeds<'a> {
         let Some(node) = self.layout.nodes.get(index) else { return Ok(None) };
         self.ledger.event();
         let killed = signal_server(node, Signal::SIGKILL)?;
-        Ok((killed > 0).then(|| format!("server of {} killed ({killed} processes)", node.name)))
+        Ok((!killed.is_empty()).then(|| format!("server of {} killed ({} processes)", node.name, killed.len())))
     }
 
     async fn kill_host(&mut self, index: usize) -> Result<String, Trouble> {

@@ -13,8 +13,9 @@ use layout::{Layout, SandboxNode};
 use model::status::SCHEMA_VERSION;
 use model::{NodeName, Trouble};
 use nix::sys::signal::Signal;
-use processes::{keeper_runs, server_processes, signal_keeper, signal_server, start_keeper, wait_until};
+use processes::{keeper_runs, server_processes, signal_keeper, signal_server, start_keeper, start_ticks, wait_until};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -129,21 +130,37 @@ async fn hit(context: &Context, target: &SandboxTarget, signal: Signal, done: &s
     if node.witness && target.what == What::Postgres {
         return Err(Trouble::wrong_role(format!("{} is a witness and has no server", node.name), "use --what keeper"));
     }
-    // The keeper first: it would bring a killed server back before the host is down.
+    // The keeper first, and gone: it would bring a killed server back before the host is down.
     let keeper = if target.what == What::Postgres { 0 } else { signal_keeper(node, signal)? };
-    let server = if target.what == What::Keeper { 0 } else { signal_server(node, signal)? };
+    if signal == Signal::SIGKILL && keeper == 1 {
+        ended(node, "its keeper", || !keeper_runs(node)).await?;
+    }
+    let hit = if target.what == What::Keeper { BTreeSet::new() } else { signal_server(node, signal)? };
+    let server = hit.len() as u32;
     if keeper + server == 0 {
         return Err(Trouble::not_found(
             format!("nothing of that runs on {}", node.name),
             "look at: stemma sandbox status",
         ));
     }
-    if signal == Signal::SIGKILL && keeper == 1 {
-        wait_until(KILL_TIMEOUT, || !keeper_runs(node)).await;
+    if signal == Signal::SIGKILL {
+        // Those that were hit: with `--what postgres` the keeper starts others at once.
+        ended(node, "its server", || hit.iter().all(|pid| start_ticks(*pid).is_none())).await?;
     }
     let text = format!("✔ {}: {} processes {done}", node.name, keeper + server);
     say(context, json!({ "node": node.name, "keeper": keeper, "server": server, "signal": signal.as_str() }), &text);
     Ok(0)
+}
+
+/// Waits for the end of what was killed: under load the kernel takes its time.
+async fn ended(node: &SandboxNode, what: &str, gone: impl FnMut() -> bool) -> Result<(), Trouble> {
+    if wait_until(KILL_TIMEOUT, gone).await {
+        return Ok(());
+    }
+    Err(Trouble::server_failed(
+        format!("{}: {what} does not end", node.name),
+        "look at it with `ps`; a disk that hangs holds processes",
+    ))
 }
 
 async fn restart(context: &Context, directory: &Path, name: &NodeName) -> Result<u8, Trouble> {

@@ -4,6 +4,7 @@ use super::layout::{KeeperProcess, SandboxNode};
 use model::Trouble;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -69,9 +70,9 @@ pub fn signal_keeper(node: &SandboxNode, what: Signal) -> Result<u32, Trouble> {
 }
 
 /// Sends a signal to every process of the server, until a look finds no further one: while the list is read, the
-/// server may start another.
-pub fn signal_server(node: &SandboxNode, what: Signal) -> Result<u32, Trouble> {
-    let mut hit = std::collections::BTreeSet::new();
+/// server may start another. Returns which it hit.
+pub fn signal_server(node: &SandboxNode, what: Signal) -> Result<BTreeSet<i32>, Trouble> {
+    let mut hit = BTreeSet::new();
     for _ in 0..ROUNDS_MAX {
         let fresh: Vec<i32> = server_processes(&node.data_dir).into_iter().filter(|pid| !hit.contains(pid)).collect();
         if fresh.is_empty() {
@@ -82,7 +83,7 @@ pub fn signal_server(node: &SandboxNode, what: Signal) -> Result<u32, Trouble> {
             hit.insert(pid);
         }
     }
-    Ok(u32::try_from(hit.len()).unwrap_or(u32::MAX))
+    Ok(hit)
 }
 
 /// Waits until `condition` holds; `false` when the time was over before.

@@ -5,7 +5,7 @@ use crate::failover::plan::{self, Todo};
 use model::change::{self, ChangeResult};
 use model::failover::{FailoverKind, PlanStage};
 use model::limits::SWITCHOVER_MISSED_AFTER;
-use model::status::{Lag, LinkStatus};
+use model::status::{Lag, LinkStatus, NodeStatus};
 
 /// All replicas stream and have applied all but `behind` bytes.
 fn looks(world: &World, behind: &[(&str, u64)]) -> ClusterStatus {
@@ -82,10 +82,14 @@ fn a_switchover_is_prepared_while_the_primary_serves_and_then_claimed() {
     assert_eq!(failover.kind, FailoverKind::Switchover { to: Some(n3) });
     assert_eq!(plan::begin(&begun, "sw_1", &view, NOW), None, "once");
 
-    // By then the node asked for has stopped streaming: nothing is begun.
+    // By then the node asked for has stopped streaming: it is waited for, and then nothing is begun.
     let mut broken = view.clone();
     broken.nodes.iter_mut().filter(|node| node.name.as_str() == "n3").for_each(|node| node.link_up = false);
-    let dropped = plan::begin(&state, "sw_1", &broken, NOW).expect("dropped");
+    let awaited = "n3: it does not stream from the primary".to_owned();
+    assert_eq!(plan::awaits(&state, &broken, later(4)), Some(awaited));
+    assert_eq!(plan::awaits(&state, &broken, later(5)), None);
+    assert_eq!(plan::awaits(&state, &view, NOW), None);
+    let dropped = plan::begin(&state, "sw_1", &broken, later(5)).expect("dropped");
     assert_eq!(dropped.failover, None);
     let reason = "n3 cannot take over: it does not stream from the primary".to_owned();
     assert_eq!(change::of(&dropped, "sw_1").map(|it| it.result), Some(ChangeResult::Dropped { reason }));
@@ -105,6 +109,32 @@ fn a_refusal_lists_every_candidate_with_rule_value_and_threshold() {
     let told = ask(&world, &switchover(Some("n1")), &view).expect_err("it is the primary");
     assert_eq!((told.code.to_string().as_str(), told.exit), ("ST2104", 4));
     assert_eq!(ask(&world, &switchover(Some("n9")), &view).expect_err("unknown").exit, 2);
+}
+
+#[test]
+fn who_will_stream_again_in_a_moment_is_waited_for() {
+    let world = World::new();
+    let mut view = looks(&world, &[]);
+    let of = |view: &mut ClusterStatus, name: &str, with: fn(&mut NodeStatus)| {
+        view.nodes.iter_mut().filter(|node| node.name.as_str() == name).for_each(with);
+    };
+    of(&mut view, "n3", |node| node.link_up = false);
+    let (planned, outcome) = ask(&world, &switchover(Some("n3")), &view).expect("planned");
+    assert_eq!(planned.planned_switchover().map(|plan| plan.id.as_str()), outcome.failover.as_deref());
+    assert_eq!(
+        outcome.notes,
+        ["n3 cannot take over yet: it does not stream from the primary. It is waited for up to 5 s"]
+    );
+    // With nobody named, who can take over now is not kept waiting; a replay that is paused does not go on by itself.
+    assert!(ask(&world, &switchover(None), &view).expect("n2").1.notes.is_empty());
+    of(&mut view, "n2", |node| node.replay_paused = true);
+    assert_eq!(ask(&world, &switchover(None), &view).expect("n3").1.notes.len(), 1);
+    of(&mut view, "n3", |node| node.replay_paused = true);
+    of(&mut view, "n3", |node| node.link_up = true);
+    assert_eq!(ask(&world, &switchover(None), &view).expect_err("nobody").code.to_string(), "ST2301");
+    view.primary_up = false;
+    of(&mut view, "n3", |node| node.link_up = false);
+    assert_eq!(ask(&world, &switchover(None), &view).expect_err("a failover").code.to_string(), "ST2301");
 }
 
 #[test]
