@@ -86,6 +86,7 @@ fn node_status(state: &ClusterState, member: &Member, keeper_up: bool) -> NodeSt
         api_address: member.api_address.clone(),
         peer_address: member.peer_address.clone(),
         priority: member.priority,
+        shows_replayed: true,
         replay_paused: false,
         pending_restart: BTreeMap::new(),
         clone: None,

@@ -18,6 +18,7 @@ pub mod settings;
 pub mod slots;
 pub mod sync;
 pub mod tokens;
+pub mod views;
 
 #[cfg(test)]
 mod fixtures;

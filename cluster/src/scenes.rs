@@ -104,6 +104,7 @@ pub fn facts(state: &ClusterState, id: u64) -> ServerFacts {
         written: primary.then_some(AT),
         received: (!primary).then_some(AT),
         replayed: (!primary).then_some(AT),
+        shows_replayed: true,
         replayed_at: None,
         replay_paused: false,
         started_at: WallTime(WALL.0 - 3_600_000),

@@ -162,10 +162,10 @@ impl Cluster {
     /// Every acknowledged row is on every one of these nodes, and their tables are equal. The first is the primary.
     pub async fn prove(&self, ledger: &Ledger, names: &[&str]) {
         let (primary, replicas) = names.split_first().expect("at least the primary");
-        // A replica that was copied while commits waited for an acknowledgement has them, and shows them with the next commit
-        // that it applies (docs/limits.md, "Router").
-        self.execute(primary, "SELECT pg_current_xact_id()").await;
         self.wait_applied(primary, replicas).await;
+        // A replica that was copied while commits waited for an acknowledgement has them, and shows them a moment later.
+        self.wait_status("all that was applied is shown", |view| view.nodes.iter().all(|node| node.shows_replayed))
+            .await;
         let acknowledged = ledger.acknowledged();
         assert!(!acknowledged.is_empty(), "nothing was written, so nothing is proved");
         let mut first: Option<BTreeSet<i64>> = None;

@@ -6,6 +6,11 @@ use tokio_postgres::Client;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What tells one server from another is asked on the primary, unless it is hidden in a function.
+const PLACE: &str = "CREATE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS \
+                     $$ SELECT current_setting('transaction_read_only') || ' ' || (client_addr IS NULL) \
+                        FROM pg_stat_activity WHERE pid = pg_backend_pid() $$";
+
 /// Adds one row per transaction until `until`, and tells what came of each: acknowledged numbers, and the SQLSTATE of
 /// those that were not.
 async fn write(client: Client, first: i32, until: Instant) -> (Client, Vec<i32>, Vec<(i32, String)>) {
@@ -80,11 +85,7 @@ async fn reads_are_spread_over_replicas_and_see_what_their_session_wrote() {
         let row = writer.query_one("SELECT count(*) FROM seen", &[]).await.expect("read");
         assert_eq!(row.get::<_, i64>(0), i64::from(number) + 1, "read your writes");
     }
-    // What tells one server from another is asked on the primary, unless it is hidden in a function.
-    let place = "CREATE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS \
-                 $$ SELECT current_setting('transaction_read_only') || ' ' || (client_addr IS NULL) \
-                    FROM pg_stat_activity WHERE pid = pg_backend_pid() $$";
-    writer.batch_execute(place).await.expect("made");
+    writer.batch_execute(PLACE).await.expect("made");
     let began = Instant::now();
     loop {
         let reader = front.client().await;
@@ -97,5 +98,38 @@ async fn reads_are_spread_over_replicas_and_see_what_their_session_wrote() {
         }
         assert!(began.elapsed() < PATIENCE, "no read was served by a replica");
         tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// A copy that is made while a commit waits has that commit, and hides it until it applies the end of a later one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_waited_for_a_replica_to_be_rebuilt_is_read_there_by_its_session() {
+    let cluster = Cluster::start(15, &["--nodes", "2"]).await;
+    cluster.run(&["config", "set", "strict=true"]).await.exits(0);
+    let promised = |view: &model::status::ClusterStatus| view.durability.in_force && view.durability.strict;
+    cluster.wait_status("commits wait rather than lose redundancy", promised).await;
+    let front = Front::before(&cluster, "split = true").await;
+    let client = front.client().await;
+    client.batch_execute("CREATE TABLE seen (number int)").await.expect("made");
+    client.batch_execute(PLACE).await.expect("made");
+    cluster.crash("n2", "host").await;
+    std::fs::remove_dir_all(&cluster.node("n2").data_dir).expect("removable");
+    let insert = tokio::spawn(async move {
+        client.batch_execute("INSERT INTO seen VALUES (1)").await.expect("acknowledged in the end");
+        client
+    });
+    cluster.wait_value("n1", "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", "1").await;
+    cluster.restart("n2").await;
+    let client = insert.await.expect("written");
+    let began = Instant::now();
+    loop {
+        let row = client.query_one("SELECT place(), (SELECT count(*) FROM seen)", &[]).await.expect("read");
+        let place: String = row.get(0);
+        assert_eq!(row.get::<_, i64>(1), 1, "read your writes, at {place}");
+        if place.starts_with("on") {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "no read was served by the replica");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

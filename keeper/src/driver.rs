@@ -104,6 +104,8 @@ pub struct Driver {
     active: Option<ActiveFiles>,
     sync_names: Option<String>,
     floors: BTreeMap<NodeId, Lsn>,
+    /// Replicas that lacked a transaction, and were given one.
+    views: BTreeMap<NodeId, cluster::views::Look>,
     /// Nothing that an earlier keeper, or an unanswered write, may have on its way can change the rule any more.
     rule_sure: bool,
     /// Version of the rule that this keeper wrote last.
@@ -163,6 +165,7 @@ impl Driver {
             active: None,
             sync_names: None,
             floors: BTreeMap::new(),
+            views: BTreeMap::new(),
             list_taken_up: false,
             rule_sure: false,
             rule_at_least: 0,

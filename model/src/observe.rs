@@ -159,6 +159,11 @@ pub struct ServerFacts {
     pub received: Option<Lsn>,
     /// On a replica: applied.
     pub replayed: Option<Lsn>,
+    /// Whether reads see all that was applied. False on a replica whose server has started from a checkpoint at which
+    /// transactions had not ended on the primary, until it applies the end of a later one: among them may be some that
+    /// were committed already and only waited to be acknowledged, and those stay invisible until then.
+    #[serde(default = "shown")]
+    pub shows_replayed: bool,
     /// On a replica: commit time of the last applied transaction.
     pub replayed_at: Option<WallTime>,
     /// On a replica: applying is paused by `pg_wal_replay_pause`.
@@ -182,6 +187,11 @@ pub struct ServerFacts {
     /// The highest epoch found in `stemma.lineage`, if the table exists.
     #[serde(default)]
     pub lineage_epoch: Option<Epoch>,
+}
+
+/// What earlier versions did not look at.
+pub(crate) fn shown() -> bool {
+    true
 }
 
 /// Where a server's Unix sockets are, for programs of the same machine.

@@ -181,6 +181,9 @@ pub struct NodeStatus {
     /// Applying is paused by `pg_wal_replay_pause`.
     #[serde(default)]
     pub replay_paused: bool,
+    /// Whether reads see all that was applied; see `ServerFacts::shows_replayed`.
+    #[serde(default = "crate::observe::shown")]
+    pub shows_replayed: bool,
     /// Parameters that wait for a restart.
     #[schema(value_type = Object)]
     pub pending_restart: BTreeMap<String, PendingRestart>,

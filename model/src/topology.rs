@@ -79,7 +79,7 @@ pub struct TopologyNode {
     pub lag_bytes: Option<u64>,
     /// How old its data is, in milliseconds; absent where unknown.
     pub lag_ms: Option<u64>,
-    /// What it has applied.
+    /// What it has applied; absent while reads there do not see all of that.
     #[schema(value_type = Option<String>)]
     pub replayed: Option<Lsn>,
     /// Its number.
@@ -148,7 +148,7 @@ impl TopologyNode {
             server: seen.map_or_else(|| "unknown".to_owned(), |seen| seen.server.clone()),
             lag_bytes: lag.and_then(|lag| lag.apply_bytes),
             lag_ms: lag.and_then(|lag| lag.seconds).map(|seconds| (seconds.max(0.0) * 1_000.0).round() as u64),
-            replayed: seen.and_then(|seen| seen.replayed),
+            replayed: seen.filter(|seen| seen.shows_replayed).and_then(|seen| seen.replayed),
             id: member.id,
             timeline: seen.and_then(|seen| seen.timeline),
             sample_age_ms: seen.and_then(|seen| seen.sample_age_ms),
@@ -159,7 +159,9 @@ impl TopologyNode {
 
     /// The same without what changes all the time: whether two views differ in more than lag.
     fn shape(&self) -> TopologyNode {
-        TopologyNode { lag_bytes: None, lag_ms: None, replayed: None, sample_age_ms: None, ..self.clone() }
+        // A replica that becomes readable is news, how far it is is not.
+        let replayed = self.replayed.map(|_| Lsn(0));
+        TopologyNode { lag_bytes: None, lag_ms: None, replayed, sample_age_ms: None, ..self.clone() }
     }
 }
 

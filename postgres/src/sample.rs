@@ -62,6 +62,16 @@ FROM pg_settings AS s LEFT JOIN LATERAL (
     SELECT setting FROM pg_file_settings AS f WHERE f.name = s.name ORDER BY seqno DESC LIMIT 1) AS f ON true
 WHERE s.pending_restart";
 
+/// A replica begins with what the primary said at a checkpoint: which transactions had ended. Those that were committed
+/// and waited for their acknowledgement had not, and stay invisible until one that began later has ended, although
+/// their end was applied (`ProcArrayApplyRecoveryInfo` takes over `latestCompletedXid` and skips what is committed in
+/// `pg_xact`). All of them are older than the checkpoint's next transaction. Once this is true it stays so for the life of
+/// the server; but a later checkpoint asks for more, so it is not asked again.
+pub const SHOWS_REPLAYED: &str = "
+SELECT NOT pg_is_in_recovery() OR pg_snapshot_xmax(pg_current_snapshot())::text::numeric
+    >= split_part(next_xid, ':', 1)::numeric * 4294967296 + split_part(next_xid, ':', 2)::numeric
+FROM pg_control_checkpoint()";
+
 const LINEAGE: &str = "SELECT max(epoch) FROM stemma.lineage";
 
 struct Prepared {
@@ -82,6 +92,8 @@ struct Memory {
     /// When the configuration was read that `pending` belongs to: only reading it again can change that.
     loaded_at: Option<i64>,
     pending: BTreeMap<String, PendingRestart>,
+    /// Reads were seen to show all that was replayed. A connection does not outlive its server.
+    shows_replayed: bool,
 }
 
 /// Samples one server.
@@ -157,10 +169,20 @@ impl Sampler {
             slots: slots.iter().map(slot_of).collect::<Result<_, _>>()?,
             synchronous_standby_names: main.try_get(9)?,
             has_upstream: main.try_get(10)?,
+            shows_replayed: self.shows_replayed(client).await?,
             pending_restart: self.pending(client, loaded_at).await?,
             connections: small(Some(main.try_get(11)?)),
             lineage_epoch,
         })
+    }
+
+    async fn shows_replayed(&self, client: &Client) -> Result<bool, Error> {
+        if self.with(|memory| memory.shows_replayed) {
+            return Ok(true);
+        }
+        let shows = client.query_one(SHOWS_REPLAYED, &[]).await?.try_get(0)?;
+        self.with(|memory| memory.shows_replayed = shows);
+        Ok(shows)
     }
 
     async fn pending(&self, client: &Client, loaded_at: i64) -> Result<BTreeMap<String, PendingRestart>, Error> {

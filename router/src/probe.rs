@@ -14,8 +14,14 @@ use tokio::time::timeout_at;
 
 /// Between two questions to one replica.
 const AGAIN_AFTER: Duration = Duration::from_millis(2);
-/// What a replica is asked. Visible is what was replayed: the position is told only afterwards.
-pub const REPLAYED_SQL: &str = "SELECT pg_catalog.pg_last_wal_replay_lsn()";
+/// What a replica is asked. Visible is what was replayed: the position is told only afterwards. But not always: a server
+/// that has just started may hide commits that it has applied (`model::observe::ServerFacts::shows_replayed`), and then it
+/// tells nothing. After a later checkpoint this asks for more than is needed, while a transaction runs for long; then what
+/// the nodes tell is waited for.
+pub const REPLAYED_SQL: &str = "SELECT CASE WHEN pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())\
+    ::pg_catalog.text::pg_catalog.numeric >= pg_catalog.split_part(c.next_xid, ':', 1)::pg_catalog.numeric * 4294967296 \
+    + pg_catalog.split_part(c.next_xid, ':', 2)::pg_catalog.numeric THEN pg_catalog.pg_last_wal_replay_lsn() END \
+    FROM pg_catalog.pg_control_checkpoint() AS c";
 
 /// Counts a read that waits, for as long as it does.
 struct Waiting<'w>(&'w Worker);

@@ -244,7 +244,10 @@ impl Reads {
             return ReadTarget::Primary;
         };
         let seen = requirement.only.and_then(|_| session.memory.unproven());
-        ReadTarget::Replica(Choice { node: choice.node, floor: requirement.floor.map(|floor| floor.lsn), seen })
+        // How stale it may be was judged by where it was known to stand.
+        let stood = requirement.staleness_max.and_then(|_| self.replica(choice.node));
+        let floor = requirement.floor.map(|floor| floor.lsn).max(stood.map(|replica| replica.position.lsn));
+        ReadTarget::Replica(Choice { node: choice.node, floor, seen })
     }
 
     fn requirement(&self, session: &mut Reading, config: &Config, level: Level, now: Moment) -> Need {

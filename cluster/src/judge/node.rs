@@ -65,6 +65,7 @@ fn one(
         timeline: facts.map(|facts| facts.timeline),
         position: facts.and_then(|facts| if facts.in_recovery { facts.received } else { facts.written }),
         replayed: facts.and_then(|facts| facts.replayed),
+        shows_replayed: facts.is_none_or(|facts| facts.shows_replayed),
         version: facts.map(|facts| facts.version.clone()),
         postgres_address: if member.witness { String::new() } else { member.postgres_address() },
         api_address: member.api_address.clone(),

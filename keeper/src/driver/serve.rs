@@ -6,7 +6,7 @@ use cluster::failover::recruit::electors;
 use cluster::history::{self, STEMMA};
 use cluster::slots::SlotStep;
 use cluster::sync::{self, SyncStep, SyncView, VoterFacts};
-use cluster::{admission, naming, slots};
+use cluster::{admission, naming, slots, views};
 use model::limits::SAMPLE_STALE_AFTER;
 use model::observe::{ServerFacts, ServerState};
 use model::state::{LineageEntry, Stage};
@@ -47,6 +47,7 @@ impl Driver {
             if self.keep_synchronous(turn, facts).await? {
                 return Ok(true);
             }
+            self.complete_views(turn).await?;
             self.finish_removals(turn).await?;
         }
         if self.operate(turn, facts).await? {
@@ -153,6 +154,16 @@ impl Driver {
             }
             local.sample_now.notify_one();
         }));
+    }
+
+    /// Ends one more transaction for replicas that do not show all that they have applied until they apply one.
+    async fn complete_views(&mut self, turn: &Turn) -> Result<(), Trouble> {
+        let incomplete = views::incomplete(&turn.state.value, &self.parts.observations.all());
+        if incomplete.iter().any(|(node, look)| self.views.get(node) != Some(look)) {
+            self.sql.force_record().await?;
+        }
+        self.views = incomplete;
+        Ok(())
     }
 
     /// One step of the rule and of the list of synchronous replicas, in the order that keeps every acknowledged commit.

@@ -106,6 +106,14 @@ impl Node {
         self.server = Some(server);
     }
 
+    /// Has the running server take up what `config` says.
+    pub async fn reconfigure(&self) {
+        write_config(&self.spec, &self.config).expect("configuration");
+        self.server.as_ref().expect("runs").reload().expect("reload");
+        let names = &self.config.synchronous_standby_names;
+        self.sql.wait_setting("synchronous_standby_names", names, SOON).await.expect("taken up");
+    }
+
     pub async fn stop(&mut self) {
         self.server.take().expect("runs").stop(StopMode::Fast, SOON).await.expect("stop");
     }

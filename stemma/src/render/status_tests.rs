@@ -50,6 +50,7 @@ fn node(id: u64, text: &str, role: Role, site: &str) -> NodeStatus {
         api_address: format!("{text}:8008"),
         peer_address: format!("{text}:7432"),
         priority: 100,
+        shows_replayed: true,
         replay_paused: false,
         pending_restart: BTreeMap::new(),
         clone: None,
