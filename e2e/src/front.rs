@@ -61,10 +61,16 @@ impl Front {
         Front { process, port, password, _room: room }
     }
 
-    /// A client, logged in.
-    pub async fn client(&self) -> Client {
+    /// How its clients connect.
+    pub fn options(&self) -> tokio_postgres::Config {
         let mut options = tokio_postgres::Config::new();
         options.host("127.0.0.1").port(self.port).user("postgres").password(&self.password).dbname("postgres");
+        options
+    }
+
+    /// A client, logged in.
+    pub async fn client(&self) -> Client {
+        let options = self.options();
         let began = Instant::now();
         loop {
             match options.connect(NoTls).await {

@@ -37,6 +37,28 @@ async fn write(client: Client, first: i32, until: Instant) -> (Client, Vec<i32>,
     (client, acknowledged, failed)
 }
 
+/// A client that does nothing but LISTEN, and what it hears.
+async fn listen(front: &Front) -> tokio::sync::mpsc::UnboundedReceiver<String> {
+    use tokio_postgres::{AsyncMessage, NoTls};
+    let (client, mut connection) = front.options().connect(NoTls).await.expect("in");
+    let (sender, heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            let _ = match message {
+                AsyncMessage::Notification(note) => sender.send(note.payload().to_owned()),
+                AsyncMessage::Notice(notice) => sender.send(notice.message().to_owned()),
+                _ => Ok(()),
+            };
+        }
+    });
+    client.batch_execute("LISTEN news").await.expect("listens");
+    tokio::spawn(async move {
+        let _connected = client;
+        std::future::pending::<()>().await;
+    });
+    heard
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_primary_dies_no_connection_is_lost_and_no_acknowledged_write() {
     let cluster = Cluster::start(15, &[]).await;
@@ -44,6 +66,7 @@ async fn when_the_primary_dies_no_connection_is_lost_and_no_acknowledged_write()
     let client = front.client().await;
     client.batch_execute("CREATE TABLE written (number int PRIMARY KEY)").await.expect("made");
     let idle = front.client().await;
+    let mut heard = listen(&front).await;
     let until = Instant::now() + Duration::from_secs(20);
     let mut writers = vec![tokio::spawn(write(client, 0, until))];
     for writer in 1..4 {
@@ -70,6 +93,11 @@ async fn when_the_primary_dies_no_connection_is_lost_and_no_acknowledged_write()
         acknowledged += written.len();
     }
     assert!(acknowledged > 100, "{acknowledged} writes are no load");
+    let gap = tokio::time::timeout(PATIENCE, heard.recv()).await.expect("in time").expect("connected");
+    assert!(gap.starts_with("notifications may have been missed"), "{gap}");
+    idle.batch_execute("NOTIFY news, 'from the next primary'").await.expect("notified");
+    let note = tokio::time::timeout(PATIENCE, heard.recv()).await.expect("in time").expect("connected");
+    assert_eq!(note, "from the next primary");
     let row = idle.query_one("SELECT count(*) FROM written", &[]).await.expect("the idle client did not notice");
     assert!(row.get::<_, i64>(0) >= i64::try_from(acknowledged).expect("few"));
 }

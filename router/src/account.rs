@@ -1,5 +1,6 @@
 //! A user in a database, as one worker knows it: what all clients of that kind share.
 
+use crate::listener::Listener;
 use crate::pool::Pool;
 use crate::worker::Worker;
 use model::NodeId;
@@ -17,6 +18,8 @@ pub struct Account {
     generation: Cell<u64>,
     primary: RefCell<Option<Rc<Pool>>>,
     replicas: RefCell<Vec<(NodeId, Rc<Pool>)>>,
+    /// Who listens for its clients.
+    listener: Rc<Listener>,
 }
 
 impl Account {
@@ -28,7 +31,13 @@ impl Account {
             generation: Cell::new(0),
             primary: RefCell::default(),
             replicas: RefCell::default(),
+            listener: Rc::default(),
         }
+    }
+
+    /// Who listens for its clients.
+    pub fn listener(&self) -> &Rc<Listener> {
+        &self.listener
     }
 
     /// The pool for everything, where there is a primary and an administrator has not stopped it.

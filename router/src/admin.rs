@@ -35,6 +35,7 @@ pub struct ClientRow {
     connected: Duration,
     server: Option<(String, u32)>,
     pins: String,
+    channels: String,
     waits: Option<Duration>,
     token: Option<String>,
     dirty: bool,
@@ -55,6 +56,7 @@ impl ClientRow {
             connected: now.duration_since(entry.since),
             server: entry.running.borrow().as_ref().map(|key| (key.node.to_string(), key.pid)),
             pins: entry.pins.borrow().iter().map(|pin| pin.as_str()).collect::<Vec<_>>().join(", "),
+            channels: entry.channels.borrow().to_string(),
             waits: entry.waits.get().map(|since| now.duration_since(since)),
             token: point.map(|point| Token { cluster, point }.to_string()),
             dirty: memory.is_dirty(),
@@ -72,6 +74,7 @@ enum Command {
     /// Users, or databases.
     Bounds(Whose),
     Pins,
+    Listeners,
     Held,
     Routes,
     Tokens,
@@ -98,6 +101,7 @@ fn parse(sql: &str) -> Result<Command, Refusal> {
         ["show", "users"] => Command::Bounds(Whose::User),
         ["show", "databases"] => Command::Bounds(Whose::Database),
         ["show", "pins"] => Command::Pins,
+        ["show", "listeners"] => Command::Listeners,
         ["show", "held"] => Command::Held,
         ["show", "routes"] => Command::Routes,
         ["show", "tokens"] => Command::Tokens,
@@ -113,7 +117,7 @@ fn parse(sql: &str) -> Result<Command, Refusal> {
         _ => {
             let refusal = Refusal::unsupported(format!("the console does not know `{}`", sql.trim()));
             return Err(refusal.sqlstate("42601").detail(
-                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, USERS, DATABASES, PINS, HELD, ROUTES, TOKENS, STATS, LOSSES, VERSION; PAUSE, RESUME, RECONNECT, RELOAD, KILL <client>",
+                "known are SHOW POOLS, CLIENTS, SERVERS, NODES, USERS, DATABASES, PINS, LISTENERS, HELD, ROUTES, TOKENS, STATS, LOSSES, VERSION; PAUSE, RESUME, RECONNECT, RELOAD, KILL <client>",
             ));
         }
     })
@@ -164,6 +168,7 @@ impl Command {
                 ("servers_max", Number),
             ],
             Command::Pins => &[("pid", Number), ("user", Text), ("database", Text), ("reasons", Text), ("node", Text)],
+            Command::Listeners => &[("pid", Number), ("user", Text), ("database", Text), ("channels", Text)],
             Command::Held => &[("pid", Number), ("user", Text), ("database", Text), ("waits_ms", Number)],
             Command::Routes => &[("target", Text), ("reason", Text), ("requests", Number), ("meaning", Text)],
             Command::Tokens => &[("pid", Number), ("user", Text), ("database", Text), ("token", Text), ("state", Text)],
@@ -200,6 +205,7 @@ impl Command {
             | Command::Nodes
             | Command::Bounds(_)
             | Command::Pins
+            | Command::Listeners
             | Command::Held
             | Command::Routes
             | Command::Tokens
@@ -279,6 +285,13 @@ async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
             let row = |it: &Routed| vec![text(it.target), text(it.reason), text(it.count), text(it.text)];
             worker.global.stats.routed().iter().map(row).collect()
         }
+        Command::Listeners => {
+            let mut rows = clients(worker).await;
+            rows.retain(|client| !client.channels.is_empty());
+            rows.into_iter()
+                .map(|client| vec![text(client.pid), text(client.user), text(client.database), text(client.channels)])
+                .collect()
+        }
         Command::Tokens => clients(worker).await.into_iter().map(token_row).collect(),
         Command::Stats => {
             let row = |stage: Stage| {
@@ -316,6 +329,8 @@ async fn rows(worker: &Worker, command: Command) -> Result<Vec<Row>, Refusal> {
             for pool in worker.global.all_pools() {
                 pool.reconnect();
             }
+            // Who listens looks again.
+            worker.global.topology.send_modify(|_| {});
             Vec::new()
         }
         Command::Reload => {

@@ -16,6 +16,7 @@ mod xid;
 pub use from_client::first_message;
 pub use local::{Answered, LocalContext};
 
+use crate::channels::Channels;
 use crate::own::Own;
 use crate::prepared::{ClientStatements, Describing, Interner, Judge, Prepared, ServerStatements, Shape};
 use crate::settings::Settings;
@@ -228,6 +229,10 @@ pub struct Exchange {
     refused: Option<Refused>,
     /// What is known of the transaction's number.
     xid: xid::Xid,
+    /// Channels whose notifications reach the client by another way.
+    heard_elsewhere: Channels,
+    /// The server is the client's own for as long as it is here.
+    owns_server: bool,
     /// A commit was acknowledged although the wait for replicas was cancelled.
     wait_cancelled: bool,
 }
@@ -288,6 +293,8 @@ impl Exchange {
             may_retry: false,
             refused: None,
             xid: xid::Xid::default(),
+            heard_elsewhere: Channels::default(),
+            owns_server: false,
             wait_cancelled: false,
         }
     }
@@ -315,6 +322,16 @@ impl Exchange {
     /// Whether an error that proves that nothing was executed is to be kept back until `take_refused`.
     pub fn set_may_retry(&mut self, may: bool) {
         self.may_retry = may;
+    }
+
+    /// Notifications on these channels reach the client by another way.
+    pub fn set_heard_elsewhere(&mut self, channels: Channels) {
+        self.heard_elsewhere = channels;
+    }
+
+    /// The server is nobody else's: notifications that it sends are for this client, whoever asked for them.
+    pub fn set_owns_server(&mut self, owns: bool) {
+        self.owns_server = owns;
     }
 
     /// Whether another server may do what the attached one cannot.

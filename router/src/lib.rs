@@ -8,9 +8,11 @@
 pub mod account;
 pub mod admin;
 pub mod cancel;
+pub mod channels;
 pub mod config;
 pub mod exchange;
 pub mod limits;
+pub mod listener;
 mod local;
 mod login;
 pub mod nearby;
@@ -114,9 +116,14 @@ impl Global {
         &self.mail
     }
 
+    fn mailbox_of(&self, pid: u32) -> Option<&Mailbox> {
+        let (worker, _) = worker::place_of(pid)?;
+        self.mail.get(worker)
+    }
+
     /// Ends a client.
     pub fn kill(&self, pid: u32) {
-        if let Some(mailbox) = self.mail.get((pid >> 22) as usize) {
+        if let Some(mailbox) = self.mailbox_of(pid) {
             mailbox.post(Mail::Kill(pid));
         }
     }
@@ -129,7 +136,7 @@ impl Global {
 
     /// Sends a cancel request to the worker that the key names; returns when the server has acted, or nobody will.
     pub async fn cancel(&self, pid: u32, secret: Vec<u8>) {
-        let Some(mailbox) = self.mail.get((pid >> 22) as usize) else { return };
+        let Some(mailbox) = self.mailbox_of(pid) else { return };
         let (done, acted) = oneshot::channel();
         mailbox.post(Mail::Cancel { client: pid, secret, done });
         let _ = acted.await;

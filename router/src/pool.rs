@@ -145,8 +145,18 @@ impl SharedPool {
 
     /// Whether a connection is not to be used again.
     pub fn is_stale(&self, server: &Server) -> bool {
+        self.is_stale_since(server.born)
+    }
+
+    /// The same of one that was made at `born`.
+    pub fn is_stale_since(&self, born: Instant) -> bool {
         let before = self.stale_before.load(SeqCst);
-        before != 0 && nanos(server.born) < before
+        before != 0 && nanos(born) < before
+    }
+
+    /// How many connections there may be.
+    pub fn limit(&self) -> usize {
+        self.limit.load(SeqCst)
     }
 
     /// Another limit; connections above it go when they are released.

@@ -421,6 +421,15 @@ pub type Row = Vec<Option<String>>;
 
 /// Asks something of our own by a simple query: the rows of all its statements.
 pub async fn ask(server: &mut Server, sql: &str) -> Result<Vec<Row>, ConnectError> {
+    ask_and_hear(server, sql, |_| ()).await
+}
+
+/// The same; notifications that come meanwhile are handed to `heard`, without their heads.
+pub async fn ask_and_hear(
+    server: &mut Server,
+    sql: &str,
+    mut heard: impl FnMut(&[u8]),
+) -> Result<Vec<Row>, ConnectError> {
     // A simple query destroys the unnamed statement.
     server.statements.forget_unnamed();
     let mut out = Vec::new();
@@ -437,6 +446,7 @@ pub async fn ask(server: &mut Server, sql: &str) -> Result<Vec<Row>, ConnectErro
                 }
             }
             b'D' => rows.push(backend::text_row(&body).map_err(|bad| ConnectError::Unreachable(bad.to_string()))?),
+            b'A' => heard(&body),
             b'E' => refused = Some(std::mem::take(&mut body)),
             b'Z' => break,
             _ => {} // Descriptions, tags and notices.

@@ -2,12 +2,14 @@
 //! waiting; what must be waited for (a free server) is done between turns.
 
 mod asked;
+mod listen;
 mod lost;
 mod pump;
 mod resolve;
 mod target;
 
 use crate::account::Account;
+use crate::channels::Channels;
 use crate::config::{Config, Door, PoolMode};
 use crate::exchange::Exchange;
 use crate::limits::Seat;
@@ -34,6 +36,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
+
+/// Notifications that a client does not fetch, before it is closed.
+const MAIL_BYTES_MAX: usize = 4 << 20;
 
 /// How long a client that is sent away has to read why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -68,6 +73,10 @@ pub struct ClientEntry {
     pub in_transaction: Cell<bool>,
     /// Something of it is open on a primary: a transaction, or a request without its answer.
     pub busy: Cell<bool>,
+    /// Channels to which it is listened for it.
+    pub channels: RefCell<Channels>,
+    /// What it is to be sent once nothing is due: notifications, and notices about them.
+    mail: RefCell<Vec<u8>>,
     /// Its place among the clients of its user and database.
     _seat: Seat,
     waker: RefCell<Option<Waker>>,
@@ -92,8 +101,22 @@ impl ClientEntry {
             asks: Cell::new(false),
             in_transaction: Cell::new(false),
             busy: Cell::new(false),
+            channels: RefCell::default(),
+            mail: RefCell::default(),
             waker: RefCell::default(),
         }
+    }
+
+    /// Hands it a message that comes by itself. One that does not fetch them is closed.
+    pub fn post(&self, message: &[u8]) {
+        let mut mail = self.mail.borrow_mut();
+        if mail.len() + message.len() > MAIL_BYTES_MAX {
+            drop(mail);
+            return self.end(Ending::Deaf);
+        }
+        mail.extend_from_slice(message);
+        drop(mail);
+        self.wake();
     }
 
     /// Closes it.
@@ -104,7 +127,8 @@ impl ClientEntry {
 
     /// Whether it has done nothing for too long.
     pub fn is_idle_too_long(&self, config: &Config, now: Instant) -> Option<Ending> {
-        if self.waits.get().is_some() || self.asks.get() {
+        let hears = !self.channels.borrow().is_empty() && !self.in_transaction.get();
+        if self.waits.get().is_some() || self.asks.get() || hears {
             return None;
         }
         let (most, ending) = match self.in_transaction.get() {
@@ -138,6 +162,8 @@ enum Turn {
     Position(Ack),
     /// The client's next read is worth waiting for a replica that has still to catch up.
     CatchUp,
+    /// The client listens to channels by its own server, or to others than before.
+    Listen,
     /// The server is gone, or spoke nonsense.
     ServerLost(String),
     /// The client is gone, or has said goodbye.
@@ -169,12 +195,15 @@ pub enum Ending {
     Idle,
     /// The same, within a transaction.
     IdleInTransaction,
+    /// It did not fetch the notifications that it listened for.
+    Deaf,
 }
 
 impl Ending {
     fn refusal(self) -> Refusal {
         match self {
             Ending::Killed => Refusal::killed("the connection is closed by an administrator"),
+            Ending::Deaf => Refusal::killed("the client did not fetch its notifications").sqlstate("57P05"),
             Ending::Idle => Refusal::idle("the client did nothing for longer than `client_idle`"),
             Ending::IdleInTransaction => {
                 Refusal::idle("the client did nothing within a transaction for longer than `transaction_idle`")
@@ -240,6 +269,12 @@ pub struct Session {
     own: Option<Box<Own>>,
     /// A position of the primary behind this is wanted, before the session can say where it is.
     position_wanted: Option<Ack>,
+    /// Channels to which it is listened for it.
+    channels: Channels,
+    /// Its server was lost while it listened there.
+    missed: bool,
+    /// Before this its channels are not tried to be taken over again.
+    listen_after: Option<Instant>,
     /// What a comment in the statement at hand says of it.
     hint: RefCell<Option<Box<Hint>>>,
     /// What it was let in for.
@@ -268,7 +303,7 @@ impl Session {
             let (database, user) = (account.database.clone(), account.user.clone());
             tokio::task::spawn_local(reads::load_catalog(worker.clone(), database, user));
         }
-        let session = Session {
+        let mut session = Session {
             generation: worker.generation(),
             worker,
             entry,
@@ -300,10 +335,14 @@ impl Session {
             settled: false,
             own: None,
             position_wanted: None,
+            channels: Channels::default(),
+            missed: false,
+            listen_after: None,
             hint: RefCell::default(),
             door,
             clock: now,
         };
+        session.exchange.set_owns_server(mode == PoolMode::Session);
         if split && matches!(session.level(), Level::Bounded(_)) {
             session.observe();
         }
@@ -327,7 +366,15 @@ impl Session {
     /// Serves the client until it leaves. Boxed, for a task has room for every place that a value is moved through.
     pub async fn run(mut self: Box<Self>) {
         loop {
-            match std::future::poll_fn(|context| self.turn(context)).await {
+            let turn = match std::future::poll_fn(|context| self.turn(context)).await {
+                Turn::Listen => match Box::pin(self.listen()).await {
+                    Some(turn) => turn,
+                    None => continue,
+                },
+                turn => turn,
+            };
+            match turn {
+                Turn::Listen => {}
                 Turn::Acquire => {
                     self.entry.waits.set(Some(Instant::now()));
                     let found = Box::pin(self.acquire()).await;
@@ -395,6 +442,7 @@ impl Session {
         if self.mode == PoolMode::Transaction {
             self.release_if_free();
         }
+        self.entry.account.listener().change(&self.entry, &self.channels, &Channels::default(), None);
         self.worker.unregister(self.entry.pid);
         if let Some(server) = self.server.take() {
             let state = self.exchange.state();
@@ -515,6 +563,7 @@ impl Session {
         let worker = self.worker.clone();
         let mut scratch = worker.scratch.borrow_mut();
         loop {
+            self.fetch_mail();
             if !self.outbox.is_empty()
                 && matches!(self.client.poll_rest(context, &mut self.outbox), Poll::Ready(Err(_)))
             {
@@ -528,10 +577,15 @@ impl Session {
                 }
                 self.release_if_free();
             }
+            if self.listens_otherwise() {
+                return Poll::Ready(Turn::Listen);
+            }
             match self.pump_client(context, &mut scratch) {
                 Ok(true) => moved = true,
                 // Both sides have been heard; a server that was given back has nothing more to say.
-                Ok(false) if self.server.is_none() && self.outbox.is_empty() => return Poll::Pending,
+                Ok(false) if self.server.is_none() && self.outbox.is_empty() && !self.has_mail() => {
+                    return Poll::Pending;
+                }
                 Ok(false) => {}
                 Err(turn) => return Poll::Ready(turn),
             }

@@ -1,6 +1,7 @@
 //! What a client's statements did to its session: settings that follow it, and things that cannot follow and so pin it
 //! to its server (rules P-8 to P-11, section 3.3). Pure: told of every effect that came true.
 
+use crate::channels::Channels;
 use crate::settings::{Settings, literal};
 use crate::wishes::{self, Wish, Wishes};
 use routing::route::{Bytes, Discard, Isolation, Modes, Untracked, Value};
@@ -17,7 +18,7 @@ pub enum Pin {
     HoldCursor,
     /// A session advisory lock.
     AdvisoryLock,
-    /// LISTEN.
+    /// LISTEN, until the listener of its user and database has taken it over.
     Listen,
     /// A statement prepared by SQL.
     SqlPrepare,
@@ -53,6 +54,15 @@ pub enum Consequence {
 /// Settings that `RESET ALL` leaves as they are: a server that is believed to be nobody's would be somebody's still.
 const WHO: [&str; 2] = ["session_authorization", "role"];
 
+/// What is left when everything behind it is rolled back.
+#[derive(Debug)]
+struct Savepoint {
+    name: Bytes,
+    settings: Arc<Settings>,
+    wishes: Wishes,
+    channels: Channels,
+}
+
 /// The state of one session.
 #[derive(Debug)]
 pub struct State {
@@ -64,7 +74,7 @@ pub struct State {
     committed: Arc<Settings>,
     /// Settings of the first message that a RESET made the server's own; they have to be made again.
     unmade: BTreeSet<String>,
-    savepoints: Vec<(Bytes, Arc<Settings>, Wishes)>,
+    savepoints: Vec<Savepoint>,
     /// What it wishes of the router: at first, as of now, as of the last commit, and until the end of the transaction.
     wishes_startup: Wishes,
     wishes: Wishes,
@@ -78,7 +88,13 @@ pub struct State {
     temp: bool,
     cursors: BTreeSet<Box<[u8]>>,
     advisory: bool,
-    listening: bool,
+    /// Channels it listens to: as of now, and as of the last commit.
+    channels: Channels,
+    channels_committed: Channels,
+    /// Its server listens too: it was the one to be told.
+    listens_here: bool,
+    /// The last word of the transaction about channels was that its server is to listen to none.
+    unlistens: bool,
     prepared: BTreeSet<Box<[u8]>>,
     untracked: bool,
 }
@@ -102,7 +118,10 @@ impl State {
             temp: false,
             cursors: BTreeSet::new(),
             advisory: false,
-            listening: false,
+            channels: Channels::default(),
+            channels_committed: Channels::default(),
+            listens_here: false,
+            unlistens: false,
             prepared: BTreeSet::new(),
             untracked: false,
         }
@@ -145,12 +164,33 @@ impl State {
 
     /// Whether it may be given another server between transactions.
     pub fn is_pinned(&self) -> bool {
-        self.temp
-            || self.advisory
-            || self.listening
-            || self.untracked
-            || !self.cursors.is_empty()
-            || !self.prepared.is_empty()
+        self.listens_here || self.has_unmovable()
+    }
+
+    /// Whether its server holds something that no other could be given.
+    pub fn has_unmovable(&self) -> bool {
+        self.temp || self.advisory || self.untracked || !self.cursors.is_empty() || !self.prepared.is_empty()
+    }
+
+    /// The channels that it listens to, outside a transaction.
+    pub fn channels(&self) -> &Channels {
+        &self.channels
+    }
+
+    /// Whether its server was told to listen, and has not been told to stop.
+    pub fn listens_here(&self) -> bool {
+        self.listens_here
+    }
+
+    /// Nobody listens for it any more.
+    pub fn forget_channels(&mut self) {
+        self.channels.clear();
+        self.channels_committed.clear();
+    }
+
+    /// Its server does not listen any more; it does so itself as before.
+    pub fn listens_elsewhere(&mut self) {
+        self.listens_here = false;
     }
 
     /// Why it may not.
@@ -159,7 +199,7 @@ impl State {
             (Pin::Temp, self.temp),
             (Pin::HoldCursor, !self.cursors.is_empty()),
             (Pin::AdvisoryLock, self.advisory),
-            (Pin::Listen, self.listening),
+            (Pin::Listen, self.listens_here),
             (Pin::SqlPrepare, !self.prepared.is_empty()),
             (Pin::Untracked, self.untracked),
         ];
@@ -175,7 +215,7 @@ impl State {
     pub fn server_lost(&mut self) {
         self.temp = false;
         self.advisory = false;
-        self.listening = false;
+        self.listens_here = false;
         self.untracked = false;
         self.cursors.clear();
         self.prepared.clear();
@@ -187,8 +227,17 @@ impl State {
 
     /// The transaction turned out to be committed although its server did not say so.
     pub fn committed_after_all(&mut self) {
+        self.commit();
+    }
+
+    /// What was done in the transaction stays.
+    fn commit(&mut self) {
         self.committed = self.settings.clone();
         self.wishes_committed = self.wishes;
+        if self.channels != self.channels_committed {
+            self.channels_committed = self.channels.clone();
+        }
+        self.listens_here &= !std::mem::take(&mut self.unlistens);
         self.savepoints.clear();
     }
 
@@ -239,8 +288,7 @@ impl State {
             if self.failed {
                 self.roll_back();
             } else {
-                self.committed = self.settings.clone();
-                self.wishes_committed = self.wishes;
+                self.commit();
             }
             self.wishes_local = Wishes::default();
             self.savepoints.clear();
@@ -254,6 +302,8 @@ impl State {
         self.settings = self.committed.clone();
         self.wishes = self.wishes_committed;
         self.wishes_local = Wishes::default();
+        self.channels = self.channels_committed.clone();
+        self.unlistens = false;
         self.savepoints.clear();
     }
 
@@ -266,23 +316,30 @@ impl State {
             // A transaction that failed before is rolled back by COMMIT, and only the tag says so.
             Effect::Commit { .. } if tag.starts_with(b"ROLLBACK") => self.roll_back(),
             Effect::Commit { .. } => {
-                self.committed = self.settings.clone();
-                self.wishes_committed = self.wishes;
+                self.commit();
                 self.wishes_local = Wishes::default();
-                self.savepoints.clear();
             }
             Effect::Rollback { .. } => self.roll_back(),
-            Effect::Savepoint(name) => self.savepoints.push((name.clone(), self.settings.clone(), self.wishes)),
+            Effect::Savepoint(name) => self.savepoints.push(Savepoint {
+                name: name.clone(),
+                settings: self.settings.clone(),
+                wishes: self.wishes,
+                channels: self.channels.clone(),
+            }),
             Effect::RollbackTo(name) => {
-                if let Some(place) = self.savepoints.iter().rposition(|(known, ..)| known == name) {
+                if let Some(place) = self.place_of(name) {
                     self.savepoints.truncate(place + 1);
-                    self.settings = self.savepoints[place].1.clone();
-                    self.wishes = self.savepoints[place].2;
+                    let there = &self.savepoints[place];
+                    self.settings = there.settings.clone();
+                    self.wishes = there.wishes;
+                    self.channels = there.channels.clone();
+                    // What was said of channels before it is not kept: the server may listen still.
+                    self.unlistens = false;
                 }
                 self.failed = false;
             }
             Effect::Release(name) => {
-                if let Some(place) = self.savepoints.iter().rposition(|(known, ..)| known == name) {
+                if let Some(place) = self.place_of(name) {
                     self.savepoints.truncate(place);
                 }
             }
@@ -306,8 +363,15 @@ impl State {
                 self.cursors.remove(&name.0);
             }
             Effect::Close(None) => self.cursors.clear(),
-            Effect::Listen(_) => self.listening = true,
-            Effect::Unlisten(None) => self.listening = false,
+            Effect::Listen(channel) => {
+                self.channels.add(&channel.0);
+                (self.listens_here, self.unlistens) = (true, false);
+            }
+            Effect::Unlisten(Some(channel)) => self.channels.remove(&channel.0),
+            Effect::Unlisten(None) => {
+                self.channels.clear();
+                self.unlistens = true;
+            }
             Effect::TempObject => self.temp = true,
             Effect::AdvisoryLock => self.advisory = true,
             Effect::AdvisoryUnlockAll => self.advisory = false,
@@ -315,8 +379,8 @@ impl State {
                 Untracked::Load | Untracked::Seed | Untracked::DoBlock | Untracked::SetConfig | Untracked::Unreadable,
             ) => self.untracked = true,
             Effect::CatalogChanged => return Consequence::CatalogChanged,
-            // How many locks one statement took is not known, nor which channels are left: the pin stays.
-            Effect::AdvisoryUnlock | Effect::Unlisten(Some(_)) => {}
+            // How many locks one statement took is not known: the pin stays.
+            Effect::AdvisoryUnlock => {}
             // These end with the transaction, in which the client keeps its server anyhow, or leave nothing behind.
             Effect::Set { local: true, .. }
             | Effect::PrepareTransaction
@@ -330,6 +394,10 @@ impl State {
             | Effect::ExplainRoute(_) => {}
         }
         Consequence::Nothing
+    }
+
+    fn place_of(&self, savepoint: &Bytes) -> Option<usize> {
+        self.savepoints.iter().rposition(|known| known.name == *savepoint)
     }
 
     fn begin(&mut self, modes: Modes) {
@@ -441,6 +509,7 @@ impl State {
             }
             Discard::All => {
                 self.server_lost();
+                self.channels.clear();
                 self.settings = self.startup.clone();
                 self.wishes = self.wishes_startup;
                 self.unmade.extend(self.startup.0.keys().cloned());

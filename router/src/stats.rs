@@ -175,6 +175,10 @@ pub struct Stats {
     lost: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     /// What came of looking up commits.
     outcomes: Mutex<BTreeMap<&'static str, u64>>,
+    /// Notifications that clients were handed.
+    notified: AtomicU64,
+    /// Clients that were told that they may have missed some.
+    gaps: AtomicU64,
 }
 
 impl Stats {
@@ -196,6 +200,16 @@ impl Stats {
     /// A commit was looked up.
     pub fn looked_up(&self, outcome: &'static str) {
         *self.outcomes.lock().expect("no panic under this lock").entry(outcome).or_default() += 1;
+    }
+
+    /// A notification was handed to so many clients.
+    pub fn notified(&self, clients: usize) {
+        self.notified.fetch_add(clients as u64, Relaxed);
+    }
+
+    /// So many clients were told that they may have missed notifications.
+    pub fn gap(&self, clients: usize) {
+        self.gaps.fetch_add(clients as u64, Relaxed);
     }
 
     /// What became of requests whose server was lost, by rule.
@@ -267,6 +281,17 @@ impl Stats {
         for result in ["committed", "aborted", "unknown"] {
             let count = outcomes.get(result).copied().unwrap_or(0);
             let _ = writeln!(out, "{name}{{result=\"{result}\"}} {count}");
+        }
+        for (name, help, counter) in [
+            ("stemma_router_notifications_total", "Notifications handed to clients that listen", &self.notified),
+            (
+                "stemma_router_notification_gaps_total",
+                "Clients told that notifications may be missing, after a change of server",
+                &self.gaps,
+            ),
+        ] {
+            head(&mut out, name, "counter", help);
+            let _ = writeln!(out, "{name} {}", counter.load(Relaxed));
         }
         out
     }

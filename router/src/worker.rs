@@ -37,6 +37,18 @@ const CATALOG_AGE_MIN: Duration = Duration::from_secs(2);
 /// Bits of a client's number within its worker.
 const CLIENT_BITS: u32 = 22;
 
+/// What the client of this number is told for a process id. Servers' are below 2^22 (`pid_max`), so that no client takes a
+/// notification for its own that came from a process of its number.
+fn told_pid(worker: usize, number: u32) -> u32 {
+    (((worker as u32 & 0xff) + 1) << CLIENT_BITS) | number
+}
+
+/// The worker of the client that was told this, and the client's number there.
+pub fn place_of(pid: u32) -> Option<(usize, u32)> {
+    let worker = (pid >> CLIENT_BITS).checked_sub(1)?;
+    Some((worker as usize, pid & ((1 << CLIENT_BITS) - 1)))
+}
+
 /// What other threads tell a worker.
 pub enum Mail {
     /// A new client, and by which listener it came.
@@ -380,10 +392,15 @@ impl Worker {
                 break number;
             }
         };
-        let pid = ((self.index as u32 & 0xff) << CLIENT_BITS) | number;
+        let pid = told_pid(self.index, number);
         let entry = Rc::new(entry(pid));
         clients.insert(number, entry.clone());
         entry
+    }
+
+    fn client(&self, pid: u32) -> Option<Rc<ClientEntry>> {
+        let (_, number) = place_of(pid)?;
+        self.clients.borrow().get(&number).cloned()
     }
 
     /// Whether it has any clients.
@@ -393,7 +410,9 @@ impl Worker {
 
     /// Removes a client from the list.
     pub fn unregister(&self, pid: u32) {
-        self.clients.borrow_mut().remove(&(pid & ((1 << CLIENT_BITS) - 1)));
+        if let Some((_, number)) = place_of(pid) {
+            self.clients.borrow_mut().remove(&number);
+        }
     }
 
     fn grant(self: &Rc<Self>, ticket: u64, grant: Grant) {
@@ -435,8 +454,7 @@ impl Worker {
                     }
                 }
                 Mail::Cancel { client, secret, done } => {
-                    let entry = self.clients.borrow().get(&(client & ((1 << CLIENT_BITS) - 1))).cloned();
-                    if let Some(entry) = entry.filter(|entry| entry.secret[..] == secret[..]) {
+                    if let Some(entry) = self.client(client).filter(|entry| entry.secret[..] == secret[..]) {
                         let worker = self.clone();
                         tokio::task::spawn_local(async move {
                             crate::cancel::forward(worker, entry).await;
@@ -452,10 +470,8 @@ impl Worker {
                     let _ = reply.send(self.is_quiet(epoch));
                 }
                 Mail::Kill(pid) => {
-                    let entry = self.clients.borrow().get(&(pid & ((1 << CLIENT_BITS) - 1))).cloned();
-                    if let Some(entry) = entry {
+                    if let Some(entry) = self.client(pid) {
                         entry.end(Ending::Killed);
-                        entry.wake();
                     }
                 }
                 Mail::Stop => return,

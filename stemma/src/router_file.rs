@@ -38,7 +38,11 @@ pub const KEYS: &[KeyDoc] = &[
     ),
     key("router.pool_size", "`20`", "Most connections to one server for one user and database, over all threads."),
     key("router.clients_max", "`10000`", "Most clients at once."),
-    key("router.client_idle", "none", "A client that does nothing for so long, with no transaction open, is closed."),
+    key(
+        "router.client_idle",
+        "none",
+        "A client that does nothing for so long, with no transaction open, is closed, unless it listens (`LISTEN`).",
+    ),
     key("router.transaction_idle", "none", "A client that does nothing for so long within a transaction is closed."),
     key("router.login_timeout", "`\"15s\"`", "How long a client may take to log in."),
     key("router.connect_timeout", "`\"5s\"`", "How long connecting and logging in to a server may take."),

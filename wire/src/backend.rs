@@ -49,6 +49,14 @@ pub fn sqlstate(mut body: &[u8]) -> Option<&[u8]> {
     None
 }
 
+/// Reads the body of a NotificationResponse: channel and payload, behind the number of the process that notified.
+pub fn notification(body: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    let (_, rest) = number32(body)?;
+    let (channel, rest) = c_string(rest)?;
+    let (payload, rest) = c_string(rest)?;
+    if rest.is_empty() { Ok((channel, payload)) } else { Err(Malformed("bytes behind a NotificationResponse")) }
+}
+
 /// Reads the body of a ParameterStatus.
 pub fn parameter_status(body: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let (name, rest) = c_string(body)?;
@@ -159,6 +167,7 @@ mod tests {
         #[test]
         fn any_bytes_give_a_verdict(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = (error_fields(&bytes), sqlstate(&bytes), parameter_status(&bytes), backend_key(&bytes));
+            let _ = notification(&bytes);
             let _ = (authentication(&bytes), text_row(&bytes));
         }
     }

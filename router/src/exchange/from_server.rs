@@ -204,7 +204,9 @@ impl Exchange {
                 // Last words of a connection that the client does not lose.
                 Ok(!swallowed && !matches!(state, Some(b"57P01" | b"57P02")))
             }
-            b'H' | b'A' => Ok(!swallowed || head.tag == b'A'),
+            b'H' => Ok(!swallowed),
+            // A shared server may have been told to listen by another client, where that could not be seen.
+            b'A' => Ok((self.owns_server || self.state.is_pinned()) && !self.is_heard_elsewhere(body)),
             b'W' => {
                 self.streaming = true;
                 Ok(true)
@@ -212,6 +214,10 @@ impl Exchange {
             b'v' | b'K' | b'R' => Ok(true),
             other => Err(Desync(format!("message {:?} of the server is unknown", char::from(other)))),
         }
+    }
+
+    fn is_heard_elsewhere(&self, notification: &[u8]) -> bool {
+        backend::notification(notification).is_ok_and(|(channel, _)| self.heard_elsewhere.has(channel))
     }
 
     fn in_order(&mut self, tag: u8, body: &[u8], front: Option<Expect>) -> Result<bool, Desync> {

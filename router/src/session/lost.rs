@@ -14,6 +14,8 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 impl Session {
     /// Takes in that the server is gone.
     pub(super) fn server_lost(&mut self, why: &str) -> After {
+        let listened = self.exchange.state().listens_here();
+        let moves = listened && self.may_listen_elsewhere();
         let server = self.server.take();
         if let Some((node, _)) = self.replica.take() {
             self.read_failed(node);
@@ -43,7 +45,7 @@ impl Session {
             request,
             answered,
             end,
-            pinned: self.exchange.state().is_pinned(),
+            pinned: self.exchange.state().has_unmovable() || (listened && !moves),
             retries: self.retries,
             kept: self.keeping && !self.kept.is_empty(),
             lone: self.exchange.is_lone_commit(),
@@ -58,6 +60,11 @@ impl Session {
         }
         let detail = if said.message.is_empty() { why.to_owned() } else { said.message };
         let in_transaction = lost.transaction != Transaction::None;
+        // Its channels are taken up again elsewhere (F-2), or gone with all that the server held.
+        self.missed |= moves;
+        if listened && !moves {
+            self.exchange.state_mut().forget_channels();
+        }
         match action {
             Action::Silent => self.exchange.server_lost(&mut self.statements),
             Action::SendAgain if lost.request == Request::NotSent => self.exchange.server_lost(&mut self.statements),
@@ -137,7 +144,7 @@ impl Session {
     fn committed(&mut self) {
         self.exchange.answer_end("COMMIT", &mut self.outbox);
         self.exchange.state_mut().committed_after_all();
-        let pinned = self.exchange.state().is_pinned();
+        let pinned = self.exchange.state().has_unmovable();
         self.exchange.server_lost(&mut self.statements);
         if pinned {
             let gone = Refusal::session_lost("the server that held this session's state was lost");

@@ -6,6 +6,7 @@ mod differential;
 mod harness;
 mod hostile;
 mod limits;
+mod listening;
 mod losses;
 mod plans;
 mod pooling;
