@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,6 +125,10 @@ pub struct Config {
     pub listen_primary: Vec<SocketAddr>,
     /// Where clients connect that read only, on replicas.
     pub listen_read_only: Vec<SocketAddr>,
+    /// A directory for a Unix socket beside each of these addresses.
+    pub socket_dir: Option<PathBuf>,
+    /// Permissions of those sockets.
+    pub socket_mode: u32,
     /// Threads that carry traffic.
     pub workers: usize,
     /// When a server is given to another client.
@@ -191,6 +196,8 @@ impl Default for Config {
             listen: Vec::new(),
             listen_primary: Vec::new(),
             listen_read_only: Vec::new(),
+            socket_dir: None,
+            socket_mode: 0o777,
             workers: 1,
             mode: PoolMode::Transaction,
             pool_size: 20,

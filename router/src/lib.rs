@@ -10,6 +10,7 @@ pub mod admin;
 pub mod cancel;
 pub mod channels;
 pub mod config;
+pub mod doors;
 pub mod exchange;
 pub mod limits;
 pub mod listener;
@@ -49,7 +50,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
 /// Between two looks at what is still open before a planned change of primary.
@@ -156,22 +156,7 @@ impl Router {
     pub async fn start(config: Config, topology: watch::Receiver<Topology>) -> Result<Router, Trouble> {
         let workers = config.workers.clamp(1, 64);
         let (mail, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| Mailbox::new()).unzip();
-        let mut listeners = Vec::new();
-        let doors = [
-            (Door::Main, &config.listen),
-            (Door::Primary, &config.listen_primary),
-            (Door::ReadOnly, &config.listen_read_only),
-        ];
-        for (door, address) in doors.iter().flat_map(|(door, all)| all.iter().map(|address| (*door, address))) {
-            let listener = TcpListener::bind(address).await.map_err(|error| {
-                Trouble::port_taken(
-                    format!("the router cannot listen on {address}"),
-                    "free the port, or choose another",
-                )
-                .because(error)
-            })?;
-            listeners.push((listener, door));
-        }
+        let (listeners, addresses) = doors::open(&config).await?;
         let (sender, _) = watch::channel(topology.borrow().clone());
         let global = Arc::new(Global {
             config: ArcSwap::from_pointee(config),
@@ -197,7 +182,6 @@ impl Router {
                 Trouble::os("a thread of the router cannot be started", "see the limits of this user").because(error)
             })?);
         }
-        let addresses = listeners.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect();
         let mut acceptors: Vec<_> = listeners
             .into_iter()
             .map(|(listener, door)| tokio::spawn(accept(listener, door, global.clone())))
@@ -325,10 +309,10 @@ async fn is_quiet(global: &Global, epoch: Epoch) -> bool {
 
 /// Gives each client to the worker with the fewest: better balanced than leaving it to the kernel, which goes by
 /// address and port.
-async fn accept(listener: TcpListener, door: Door, global: Arc<Global>) {
+async fn accept(listener: doors::Listener, door: Door, global: Arc<Global>) {
     loop {
         let socket = match listener.accept().await {
-            Ok((socket, _)) => socket,
+            Ok(socket) => socket,
             Err(error) => {
                 // Out of descriptors, most likely: there will be some when clients leave.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -336,7 +320,6 @@ async fn accept(listener: TcpListener, door: Door, global: Arc<Global>) {
                 continue;
             }
         };
-        let Ok(socket) = socket.into_std() else { continue };
         let quietest = (0..global.load.len()).min_by_key(|index| global.load[*index].load(Ordering::Relaxed));
         let index = quietest.unwrap_or(0);
         global.load[index].fetch_add(1, Ordering::Relaxed);

@@ -38,6 +38,11 @@ impl Local {
         self.socket.into_inner()
     }
 
+    /// Waits until something came; whether the other side has closed.
+    pub async fn is_read_closed(&self) -> bool {
+        self.socket.ready(Interest::READABLE).await.is_ok_and(|guard| guard.ready().is_read_closed())
+    }
+
     /// Reads what is there; 0 is the end.
     pub fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {

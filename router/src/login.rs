@@ -1,7 +1,9 @@
 //! A client from its first byte to its first ReadyForQuery.
 
 use crate::config::{ClientAuth, Door, Secret};
+use crate::doors::Socket;
 use crate::limits::Seat;
+use crate::local::Local;
 use crate::obtain::{self, Failure};
 use crate::pool::Pool;
 use crate::refusal::Refusal;
@@ -59,10 +61,8 @@ impl From<Refusal> for Out {
 }
 
 /// Serves one client from beginning to end.
-pub async fn serve(worker: Rc<Worker>, socket: std::net::TcpStream, door: Door) {
+pub async fn serve(worker: Rc<Worker>, socket: Socket, door: Door) {
     let _counted = Counted { worker: worker.clone() };
-    let Ok(socket) = TcpStream::from_std(socket) else { return };
-    let _ = socket.set_nodelay(true);
     let limit = worker.config().login_timeout;
     // Boxed, so that a client that only waits does not carry the memory of its login.
     if let Ok(Some(session)) = tokio::time::timeout(limit, Box::pin(enter(worker, socket, door))).await {
@@ -70,8 +70,15 @@ pub async fn serve(worker: Rc<Worker>, socket: std::net::TcpStream, door: Door) 
     }
 }
 
-async fn enter(worker: Rc<Worker>, socket: TcpStream, door: Door) -> Option<Box<Session>> {
-    let mut stream = encrypt_at_once(&worker, socket).await?;
+async fn enter(worker: Rc<Worker>, socket: Socket, door: Door) -> Option<Box<Session>> {
+    let mut stream = match socket {
+        Socket::Tcp(socket) => {
+            let socket = TcpStream::from_std(socket).ok()?;
+            let _ = socket.set_nodelay(true);
+            encrypt_at_once(&worker, socket).await?
+        }
+        Socket::Unix(socket) => Stream::Unix(Local::new(socket).ok()?),
+    };
     match log_in(&worker, &mut stream, door).await {
         Ok(Admitted { entry, settings, reported, mode, wishes }) => {
             Some(Box::new(Session::new(worker, entry, stream, settings, &reported, mode, (door, wishes))))
@@ -132,7 +139,8 @@ struct Admitted {
 async fn log_in(worker: &Rc<Worker>, stream: &mut Stream, door: Door) -> Result<Admitted, Out> {
     let config = worker.config();
     let start = opening(worker, stream).await?;
-    if config.client_tls.as_ref().is_some_and(|tls| tls.require) && !stream.is_tls() {
+    // What goes by a socket of this machine is on no wire.
+    if config.client_tls.as_ref().is_some_and(|tls| tls.require) && !stream.is_tls() && !stream.is_unix() {
         return Err(Refusal::authentication("the router takes connections with TLS only").sqlstate("28000").into());
     }
     if worker.global.clients.load(std::sync::atomic::Ordering::SeqCst) > config.clients_max {

@@ -165,9 +165,14 @@ pub struct Left {
 
 /// Ends when the client has closed its side. Bytes it sends meanwhile stay where they are.
 pub async fn client_gone(client: &Stream) {
-    let Some(tcp) = client.tcp() else { return std::future::pending().await };
-    match tcp.ready(Interest::READABLE).await {
-        Ok(ready) if !ready.is_read_closed() => std::future::pending().await,
-        Ok(_) | Err(_) => {}
+    let closed = match client {
+        Stream::Unix(socket) => socket.is_read_closed().await,
+        other => match other.tcp() {
+            Some(tcp) => tcp.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed()),
+            None => false,
+        },
+    };
+    if !closed {
+        std::future::pending().await
     }
 }

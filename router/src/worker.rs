@@ -5,6 +5,7 @@ use crate::Global;
 use crate::account::Account;
 use crate::admin::ClientRow;
 use crate::config::{Config, Door};
+use crate::doors::Socket;
 use crate::login;
 use crate::out::Out;
 use crate::pool::{Grant, Pool, PoolKey, Purpose, SharedPool, Waiters};
@@ -52,7 +53,7 @@ pub fn place_of(pid: u32) -> Option<(usize, u32)> {
 /// What other threads tell a worker.
 pub enum Mail {
     /// A new client, and by which listener it came.
-    Client(std::net::TcpStream, Door),
+    Client(Socket, Door),
     /// What a waiting client of this worker is given.
     Grant {
         /// The client's ticket.

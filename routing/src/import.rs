@@ -71,6 +71,8 @@ fn meaning(key: &str) -> Option<Meaning> {
         "auth_dbname" => Text("auth_database"),
         "client_tls_cert_file" => Text("tls_certificate"),
         "client_tls_key_file" => Text("tls_key"),
+        "unix_socket_dir" => Text("socket_dir"),
+        "unix_socket_mode" => Text("socket_mode"),
         "listen_addr" | "listen_port" | "pool_mode" | "admin_users" | "stats_users" | "auth_type"
         | "client_tls_sslmode" | "client_tls_ca_file" | "server_tls_sslmode" | "server_tls_ca_file" => Special,
         "server_reset_query" | "server_reset_query_always" => {
@@ -94,7 +96,7 @@ fn meaning(key: &str) -> Option<Meaning> {
         "min_pool_size" => Missing("connections are opened when they are needed"),
         "reserve_pool_size" | "reserve_pool_timeout" => Missing("there is no reserve: raise `pool_size` instead"),
         "query_timeout" | "transaction_timeout" => Missing("set statement_timeout for the role instead"),
-        "unix_socket_dir" | "unix_socket_mode" | "unix_socket_group" => Missing("clients connect over TCP"),
+        "unix_socket_group" => Missing("set the group of the directory, and its set-group-id bit, instead"),
         "disable_pqexec" => Missing("simple queries are always allowed"),
         "application_name_add_host" | "conffile" | "job_name" | "service_name" | "suspend_timeout" => {
             Missing("it has no counterpart")

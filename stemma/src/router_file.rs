@@ -30,6 +30,16 @@ pub const KEYS: &[KeyDoc] = &[
         "none",
         "Address and port, or a list of them, for clients that read only: their transactions are READ ONLY and go to replicas, whatever `split` says; to the primary where no replica may serve them.",
     ),
+    key(
+        "router.socket_dir",
+        "none",
+        "A directory for a Unix socket beside each of these addresses, named after the port as PostgreSQL's programs expect it.",
+    ),
+    key(
+        "router.socket_mode",
+        "`\"0777\"`",
+        "Permissions of those sockets, in octal. Whoever connects has to log in as by TCP.",
+    ),
     key("router.workers", "half the cores", "Threads that carry traffic, 1 to 64."),
     key(
         "router.pool_mode",
@@ -208,6 +218,8 @@ pub struct Section {
     listen: OneOrMany,
     listen_primary: Option<OneOrMany>,
     listen_read_only: Option<OneOrMany>,
+    socket_dir: Option<PathBuf>,
+    socket_mode: Option<String>,
     workers: Option<usize>,
     pool_mode: Option<String>,
     pool_size: Option<usize>,
@@ -339,6 +351,8 @@ impl Section {
             listen,
             listen_primary,
             listen_read_only,
+            socket_dir: self.socket_dir()?,
+            socket_mode: self.socket_mode()?,
             workers,
             mode,
             pool_size,
@@ -380,6 +394,22 @@ impl Section {
             user_wishes: self.user_wishes()?,
             admins: self.admins.clone(),
         })
+    }
+
+    fn socket_dir(&self) -> Result<Option<PathBuf>, Trouble> {
+        match &self.socket_dir {
+            Some(path) if path.is_absolute() => Ok(Some(path.clone())),
+            // PgBouncer's word for none.
+            Some(path) if path.as_os_str().is_empty() => Ok(None),
+            Some(path) => Err(refused("socket_dir", path.display(), "write the whole path of a directory")),
+            None => Ok(None),
+        }
+    }
+
+    fn socket_mode(&self) -> Result<u32, Trouble> {
+        let Some(text) = &self.socket_mode else { return Ok(router::Config::default().socket_mode) };
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+        mode.ok_or_else(|| refused("socket_mode", text, "write it in octal, as in \"0770\""))
     }
 
     fn limits(&self) -> Result<Limits, Trouble> {
@@ -606,6 +636,8 @@ mod tests {
         assert!(bad("auth = \"peer\"").contains("peer"));
         assert!(bad("auth = \"trust\"\nhold = \"15\"").contains("hold"));
         assert!(bad("auth = \"trust\"\ntls_required = true").contains("certificate"));
+        assert!(bad("auth = \"trust\"\nsocket_dir = \"here\"").contains("socket_dir"));
+        assert!(bad("auth = \"trust\"\nsocket_mode = \"0999\"").contains("socket_mode"));
         assert!(bad("auth = \"trust\"\nbalance = \"best\"").contains("balance"));
         assert!(bad("auth = \"trust\"\npool_mode = \"session\"\nsplit = true").contains("split"));
         assert!(

@@ -268,9 +268,13 @@ pub fn config(pool_size: usize) -> Config {
 
 impl Front {
     pub async fn start(topology: Topology, config: Config) -> Front {
+        Front::try_start(topology, config).await.expect("the router starts")
+    }
+
+    pub async fn try_start(topology: Topology, config: Config) -> Result<Front, model::Trouble> {
         let (sender, receiver) = watch::channel(topology);
-        let router = Router::start(config, receiver).await.expect("the router starts");
-        Front { port: router.addresses()[0].port(), topology: sender, router }
+        let router = Router::start(config, receiver).await?;
+        Ok(Front { port: router.addresses()[0].port(), topology: sender, router })
     }
 
     pub async fn before(server: &Server, pool_size: usize) -> Front {

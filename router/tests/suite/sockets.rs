@@ -1,10 +1,10 @@
-//! Servers of this machine, spoken to by their sockets: only by those whom TCP lets in too.
+//! Unix sockets: to servers of this machine, by those whom TCP lets in too; and for clients of it.
 
-use crate::harness::{Front, Server, config, one, sqlstate, try_one, wait_for};
+use crate::harness::{Front, Server, command, config, free_port, one, sqlstate, try_one, wait_for};
 use model::observe::{ServerSockets, SocketDirectory};
 use router::Topology;
 use router::config::{ClientAuth, Secret};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
 
 const BY_SOCKET: &str = "SELECT client_addr IS NULL FROM pg_stat_activity WHERE pid = pg_backend_pid()";
@@ -127,4 +127,77 @@ async fn a_socket_that_goes_away_leaves_tcp() {
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
     front.topology.send_modify(|topology| topology.epoch.0 += 1);
     assert_eq!(one(&front.client().await, BY_SOCKET).await, "f");
+}
+
+/// A router whose clients may come by a socket too, in a directory of its own.
+async fn front_with_socket(server: &Server, port: u16) -> (Result<Front, model::Trouble>, tempfile::TempDir) {
+    let room = tempfile::Builder::new().prefix("stemma-router-").tempdir().expect("temporary directory");
+    std::fs::set_permissions(room.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    let stale = room.path().join(format!(".s.PGSQL.{port}"));
+    drop(std::os::unix::net::UnixListener::bind(&stale).expect("left by a router that was killed"));
+    let listen = vec![std::net::SocketAddr::from(([127, 0, 0, 1], port))];
+    let config =
+        router::Config { listen, socket_dir: Some(room.path().to_path_buf()), socket_mode: 0o777, ..config(1) };
+    (Front::try_start(server.topology(1), config).await, room)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_this_machine_may_come_by_a_socket() {
+    let server = Server::new();
+    let (front, room) = front_with_socket(&server, free_port()).await;
+    let front = front.expect("a file that nobody listens on is in nobody's way");
+    let path = room.path().join(format!(".s.PGSQL.{}", front.port));
+    assert_eq!(std::fs::metadata(&path).expect("it is there").mode() & 0o7777, 0o777);
+
+    let mut by_socket = tokio_postgres::Config::new();
+    by_socket.host_path(room.path()).port(front.port).user("postgres").dbname("postgres");
+    by_socket.password(crate::harness::PASSWORD);
+    let client = front.client_with(&by_socket).await.expect("in");
+    assert_eq!(client.query_one("SELECT $1::int + 1", &[&1]).await.expect("prepared").get::<_, i32>(0), 2);
+    let long = one(&client, "SELECT string_agg(repeat('x', 1000), '') FROM generate_series(1, 3000)").await;
+    assert_eq!(long.len(), 3_000_000);
+    let mut wrong = by_socket.clone();
+    wrong.password("wrong");
+    assert_eq!(sqlstate(&front.client_with(&wrong).await.expect_err("nobody is believed")), "28P01");
+
+    // A cancel request goes by the socket as well.
+    let cancel = client.cancel_token();
+    let sleeps = tokio::spawn(async move { (try_one(&client, "SELECT pg_sleep(60)").await, client) });
+    wait_for("the statement to run", || {
+        server.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'") == "1"
+    });
+    cancel.cancel_query(tokio_postgres::NoTls).await.expect("sent");
+    let (cancelled, client) = sleeps.await.expect("no panic");
+    assert_eq!(sqlstate(&cancelled.expect_err("cancelled")), "57014");
+
+    // Who gives up waiting gives up its place.
+    client.batch_execute("BEGIN").await.expect("begun");
+    let mut psql = command("psql");
+    psql.arg("-XAtqh").arg(room.path()).args(["-p", &front.port.to_string(), "-U", "postgres", "-c", "SELECT 1"]);
+    let mut waits = psql.spawn().expect("psql starts");
+    wait_for("it to wait", || front.router.meter().text().contains("stemma_router_clients_waiting 1\n"));
+    waits.kill().expect("killed");
+    waits.wait().expect("gone");
+    let since = std::time::Instant::now();
+    wait_for("nobody to wait", || front.router.meter().text().contains("stemma_router_clients_waiting 0\n"));
+    assert!(since.elapsed() < config(1).wait_max / 2, "it was not sent away, it left");
+
+    drop(front);
+    assert!(!path.exists(), "it goes with the router");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_somebody_listens_on_is_left_to_them() {
+    let server = Server::new();
+    let port = free_port();
+    let room = tempfile::tempdir().expect("temporary directory");
+    let path = room.path().join(format!(".s.PGSQL.{port}"));
+    let _theirs = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+    let listen = vec![std::net::SocketAddr::from(([127, 0, 0, 1], port))];
+    for (directory, code) in [(room.path().to_path_buf(), "ST1201"), (room.path().join("none"), "ST1202")] {
+        let config = router::Config { listen: listen.clone(), socket_dir: Some(directory), ..config(1) };
+        let refused = Front::try_start(server.topology(1), config).await.err().expect("refused");
+        assert!(refused.is(code), "{refused}");
+    }
+    assert!(path.exists());
 }

@@ -65,7 +65,7 @@ mod tests {
                       default_pool_size = 25\nquery_wait_timeout = 60\nserver_idle_timeout = 300\n\
                       server_lifetime = 1200\nserver_connect_timeout = 3\nclient_login_timeout = 20\n\
                       client_idle_timeout = 600\nidle_transaction_timeout = 30\nmax_user_connections = 50\n\
-                      admin_users = dba\n";
+                      admin_users = dba\nunix_socket_dir = /var/run/postgresql\nunix_socket_mode = 0770\n";
         let imported = routing::import::pgbouncer(theirs);
         assert_eq!(imported.notes, Vec::<String>::new());
         let text = whole(&["http://db1:8008".to_owned()], &imported.config);
