@@ -116,8 +116,19 @@ pub struct Run {
     pub changes: usize,
 }
 
-/// Has clients read and write for so long, while replicas are paused and, where wanted, the primary changes.
-pub async fn run(cluster: &Cluster, front: &Arc<Front>, lasts: Duration, seed: u64, changes: bool) -> Run {
+/// What happens to the servers meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hardship {
+    /// Replay is paused.
+    Pauses,
+    /// Also replicas are killed, and the primary changes: by order, or killed.
+    Changes,
+    /// Also replicas are rebuilt.
+    Rebuilds,
+}
+
+/// Has clients read and write for so long, in spite of a hardship.
+pub async fn run(cluster: &Cluster, front: &Arc<Front>, lasts: Duration, seed: u64, hardship: Hardship) -> Run {
     let setup = front.client().await;
     let sql = "CREATE TABLE IF NOT EXISTS registers (key bigint PRIMARY KEY, version bigint);
         CREATE TABLE IF NOT EXISTS lists (key bigint PRIMARY KEY, items bigint[]);
@@ -148,7 +159,7 @@ pub async fn run(cluster: &Cluster, front: &Arc<Front>, lasts: Duration, seed: u
             tokio::spawn(async move { client(&front, number, seed, began, until, &values).await })
         })
         .collect();
-    let changes = disturb(cluster, until, &mut Dice::new(seed ^ 0xd157), changes).await;
+    let changes = disturb(cluster, until, &mut Dice::new(seed ^ 0xd157), hardship).await;
     let (mut operations, mut on_replicas) = (Vec::new(), 0);
     for task in clients {
         let (done, replicas) = task.await.expect("a client goes on whatever it meets");
@@ -226,9 +237,9 @@ async fn append(connection: &Client, key: i64, value: i64) -> Did {
     Did::Appended(value, outcome)
 }
 
-/// Pauses a replica now and then, and changes the primary: by order, or by `kill -9`.
-async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, changes: bool) -> usize {
-    let (mut turn, mut done) = (0, 0);
+/// How often the primary was changed.
+async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, hardship: Hardship) -> usize {
+    let (mut turn, mut done) = (0_u32, 0);
     while Instant::now() < until {
         turn += 1;
         let Ok(view) = cluster.status().await else { continue };
@@ -239,7 +250,16 @@ async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, changes: bo
         let (primary, replicas) = (named("primary"), named("replica"));
         let (Some(primary), false) = (primary.first(), replicas.is_empty()) else { continue };
         let replica = &replicas[usize::try_from(dice.below(replicas.len() as u64)).expect("few")];
-        if changes && turn % 6_u32 == 0 {
+        if hardship >= Hardship::Rebuilds && turn % 10_u32 == 9 {
+            cluster.run(&["node", "reinit", replica, "--yes"]).await;
+            continue;
+        }
+        if hardship >= Hardship::Changes && turn % 6 == 3 {
+            // It comes back behind what it has shown.
+            cluster.crash(replica, "postgres").await;
+            continue;
+        }
+        if hardship >= Hardship::Changes && turn % 6 == 0 {
             if dice.below(2) == 0 {
                 // Refused where the cluster is not fit for it; there is another turn.
                 let ran = cluster.run(&["switchover", "--to", replica, "--yes"]).await;

@@ -3,7 +3,7 @@
 
 use e2e::Cluster;
 use e2e::history::{Violation, violations};
-use e2e::readers::{Front, run};
+use e2e::readers::{Front, Hardship, run};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 async fn sessions_read_their_writes_and_never_go_back_and_the_check_is_awake() {
     let cluster = Cluster::start(15, &[]).await;
     let front = Arc::new(Front::before(&cluster, "session", false));
-    let seen = run(&cluster, &front, Duration::from_secs(20), 0x5eed, true).await;
+    let seen = run(&cluster, &front, Duration::from_secs(20), 0x5eed, Hardship::Changes).await;
     let found = violations(&seen.operations, &seen.end, None);
     eprintln!(
         "{} operations, {} reads on replicas, {} changes of primary",
@@ -24,7 +24,7 @@ async fn sessions_read_their_writes_and_never_go_back_and_the_check_is_awake() {
     drop(front);
 
     let careless = Arc::new(Front::before(&cluster, "session", true));
-    let seen = run(&cluster, &careless, Duration::from_secs(10), 0x5eed, false).await;
+    let seen = run(&cluster, &careless, Duration::from_secs(10), 0x5eed, Hardship::Pauses).await;
     let found = violations(&seen.operations, &seen.end, None);
     let own = found.iter().filter(|violation| matches!(violation, Violation::OwnWriteMissing(..))).count();
     let back = found.iter().filter(|violation| matches!(violation, Violation::WentBack(..))).count();
@@ -44,7 +44,7 @@ async fn reads_miss_no_more_than_their_bound_and_the_check_is_awake() {
         all.into_iter().filter(|it| !matches!(it, Violation::OwnWriteMissing(..) | Violation::WentBack(..))).collect()
     };
     let front = Arc::new(Front::before(&cluster, "bounded:300ms", false));
-    let seen = run(&cluster, &front, Duration::from_secs(20), 0xb0, true).await;
+    let seen = run(&cluster, &front, Duration::from_secs(20), 0xb0, Hardship::Changes).await;
     let wrong = found(&seen);
     eprintln!(
         "{} operations, {} reads on replicas, {} changes of primary",
@@ -57,7 +57,7 @@ async fn reads_miss_no_more_than_their_bound_and_the_check_is_awake() {
     drop(front);
 
     let careless = Arc::new(Front::before(&cluster, "bounded:300ms", true));
-    let seen = run(&cluster, &careless, Duration::from_secs(12), 0xb0, false).await;
+    let seen = run(&cluster, &careless, Duration::from_secs(12), 0xb0, Hardship::Pauses).await;
     let stale = found(&seen).iter().filter(|violation| matches!(violation, Violation::Stale(..))).count();
     eprintln!("without the check: {stale} reads beyond the bound");
     assert!(stale > 0, "without the check of positions nothing was found");

@@ -1,10 +1,10 @@
 //! `consistency_soak [MINUTES]`: rounds of half a minute in which clients read and write through a router while replicas
-//! are paused and the primary changes; each is judged. Ends with an error at the first promise that is not kept.
+//! are paused, killed and rebuilt and the primary changes; each is judged. Ends with an error at the first promise that is not kept.
 //! `STEMMA_SEED` repeats a row.
 
 use e2e::Cluster;
 use e2e::history::violations;
-use e2e::readers::{Front, run};
+use e2e::readers::{Front, Hardship, run};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ async fn main() {
     let front = Arc::new(Front::before(&cluster, "session", false));
     let (began, mut round, mut total) = (Instant::now(), 0, [0_usize; 3]);
     while began.elapsed() < Duration::from_secs(minutes * 60) {
-        let seen = run(&cluster, &front, ROUND, seed.wrapping_add(round), true).await;
+        let seen = run(&cluster, &front, ROUND, seed.wrapping_add(round), Hardship::Rebuilds).await;
         round += 1;
         let found = violations(&seen.operations, &seen.end, None);
         let numbers = [seen.operations.len(), seen.on_replicas, seen.changes];

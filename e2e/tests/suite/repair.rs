@@ -46,6 +46,12 @@ async fn replicas_are_rebuilt_by_order_or_when_their_data_is_gone() {
     cluster.restart("n3").await;
     wait_rebuilt(&cluster, "n3", &mark).await;
     data_vanishes_beneath_a_running_server(&cluster, "n2").await;
+    // Ordered while it is down: what the killed server left (its lock file) is in nobody's way.
+    let mark = leave_mark("n3");
+    cluster.crash("n3", "host").await;
+    cluster.run(&["node", "reinit", "n3", "--yes"]).await.exits(0);
+    cluster.restart("n3").await;
+    wait_rebuilt(&cluster, "n3", &mark).await;
     let ledger = writers.stop().await;
     cluster.prove(&ledger, &NODES).await;
     assert_eq!(ledger.unanswered(), 0);

@@ -143,14 +143,19 @@ pub fn discard_half_made(data_dir: &Path, tablespace_root: Option<&Path>) -> Res
         Trouble::directory_unfit(format!("cannot remove the half-made copy in {}", path.display()), "see the cause")
             .because(error)
     };
+    // A lock file alone says nothing: a server that was killed leaves its own.
+    let nobody_works_here = || {
+        let living = crate::process::server_processes(data_dir);
+        if living.is_empty() {
+            return Ok(());
+        }
+        let reason = format!("processes {living:?} still work in {}", data_dir.display());
+        Err(Trouble::directory_unfit(reason, "they end by themselves, or end them"))
+    };
     let mut found = Marker::read(data_dir).map_err(|error| failed(data_dir, error))?;
     if found.is_none() && crate::rewind::mark::is_set(data_dir) {
         // What a rewind left is neither the old database nor a copy of the new one. The tool itself may live on.
-        let living = crate::process::server_processes(data_dir);
-        if !living.is_empty() {
-            let reason = format!("processes {living:?} still work in {}", data_dir.display());
-            return Err(Trouble::directory_unfit(reason, "they end by themselves, or end them"));
-        }
+        nobody_works_here()?;
         mark_for_removal(data_dir, None, WallTime(0))?;
         found = Marker::read(data_dir).map_err(|error| failed(data_dir, error))?;
     }
@@ -159,10 +164,7 @@ pub fn discard_half_made(data_dir: &Path, tablespace_root: Option<&Path>) -> Res
     };
     // The marker inside speaks for both from here on; one left beside would outlive the directory.
     crate::rewind::mark::clear(data_dir)?;
-    if data_dir.join("postmaster.pid").exists() {
-        let reason = format!("{} looks like a running server's in spite of its marker", data_dir.display());
-        return Err(Trouble::directory_unfit(reason, "stop that server, then look at the directory by hand"));
-    }
+    nobody_works_here()?;
     for space in &marker.tablespaces {
         let plain = space.path.is_absolute() && crate::untar::safe_path(&space.path.to_string_lossy()[1..]).is_ok();
         let beneath = tablespace_root.is_none_or(|root| space.path.parent() == Some(root));
@@ -261,9 +263,17 @@ mod tests {
     fn a_directory_that_was_there_before_stays_and_a_running_server_is_left_alone() {
         let root = tempfile::tempdir().expect("temporary directory");
         Marker::new("h:1", WallTime(0), false).write(root.path(), None).expect("written");
-        fs::write(root.path().join("postmaster.pid"), "1").expect("written");
+        // A server is known by the name of its program.
+        let programs = tempfile::tempdir().expect("temporary directory");
+        let program = programs.path().join("postgres");
+        fs::copy("/bin/sleep", &program).expect("copied");
+        let mut working =
+            std::process::Command::new(&program).arg("60").current_dir(root.path()).spawn().expect("starts");
         assert!(discard_half_made(root.path(), None).is_err());
-        fs::remove_file(root.path().join("postmaster.pid")).expect("removed");
+        working.kill().expect("killed");
+        working.wait().expect("gone");
+        // What a killed server leaves is in nobody's way.
+        fs::write(root.path().join("postmaster.pid"), "1").expect("written");
         assert_eq!(discard_half_made(root.path(), None), Ok(true));
         assert_eq!(fs::read_dir(root.path()).expect("still there").count(), 0);
     }
