@@ -30,6 +30,25 @@ mod tests {
     use model::observe::ServerFacts;
 
     #[test]
+    fn a_failover_finds_what_voters_hold_and_what_they_feed() {
+        let mut state = scenes::state(4);
+        state.rule.voters = [NodeId(2)].into();
+        state.rule.acks = 1;
+        let counted = |state: &ClusterState| -> Vec<u64> {
+            let status = crate::fixtures::status(state, &[]);
+            let topology = model::Topology::of(state, &status);
+            topology.nodes.iter().filter(|node| node.counted).map(|node| node.id.0).collect()
+        };
+        assert_eq!(counted(&state), [1, 2], "the primary, and who is asked");
+        state.members.get_mut(&NodeId(4)).expect("there").upstream = Some(NodeId(2));
+        assert_eq!(counted(&state), [1, 2, 4]);
+        state.members.get_mut(&NodeId(4)).expect("there").upstream = Some(NodeId(3));
+        assert_eq!(counted(&state), [1, 2]);
+        state.rule.acks = 0;
+        assert_eq!(counted(&state), [1, 2, 3, 4], "nothing is promised");
+    }
+
+    #[test]
     fn a_replica_that_streams_and_does_not_show_all_lacks_a_transaction() {
         let state = scenes::state(3);
         let seen = |id: u64, with: fn(&mut ServerFacts)| {

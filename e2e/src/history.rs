@@ -6,7 +6,6 @@
 //! and their order; all reads of a list must be beginnings of what it is in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 /// What a client did and saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +44,8 @@ pub struct Operation {
     pub ended: u64,
     /// What it was.
     pub did: Did,
+    /// Where a read was served, and how that server stood; for people.
+    pub place: String,
 }
 
 /// A promise that was not kept.
@@ -66,10 +67,28 @@ pub enum Violation {
     Forked(Operation),
 }
 
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
+/// What a session did up to a read that breaks a promise, a line each, the last dozen of them.
+pub fn account(operations: &[Operation], violation: &Violation) -> String {
+    let (Violation::OwnWriteMissing(read, _)
+    | Violation::WentBack(read, _)
+    | Violation::Stale(read, _)
+    | Violation::Forked(read)) = violation
+    else {
+        return format!("{violation:?}");
+    };
+    let mut before: Vec<&Operation> =
+        operations.iter().filter(|other| other.session == read.session && other.began <= read.began).collect();
+    before.sort_by_key(|operation| operation.began);
+    let line = |operation: &&Operation| {
+        let did = match &operation.did {
+            Did::Listed(values) => format!("list of {}", values.len()),
+            other => format!("{other:?}"),
+        };
+        let Operation { key, began, ended, place, .. } = operation;
+        format!("{began} to {ended}: key {key}, {did}, at {place}")
+    };
+    let lines: Vec<String> = before.iter().rev().take(12).rev().map(line).collect();
+    lines.join("\n")
 }
 
 /// What is wrong with a history. `end` holds the lists as they are in the end; `bound` is how much a read may miss.
@@ -192,6 +211,7 @@ mod tests {
             began: *began,
             ended: began + 1,
             did: did.clone(),
+            place: String::new(),
         };
         lines.iter().map(one).collect()
     }

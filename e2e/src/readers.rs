@@ -134,7 +134,9 @@ pub async fn run(cluster: &Cluster, front: &Arc<Front>, lasts: Duration, seed: u
         CREATE TABLE IF NOT EXISTS lists (key bigint PRIMARY KEY, items bigint[]);
         TRUNCATE registers, lists;
         CREATE OR REPLACE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS
-            $$ SELECT current_setting('transaction_read_only') $$";
+            $$ SELECT concat_ws(' ', current_setting('transaction_read_only'), current_setting('port'), pg_backend_pid(),
+                CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END,
+                pg_current_snapshot(), pg_postmaster_start_time()) $$";
     setup.batch_execute(sql).await.expect("made");
     let fill = format!(
         "INSERT INTO registers SELECT k, 0 FROM generate_series(1, {KEYS}) k;
@@ -145,7 +147,7 @@ pub async fn run(cluster: &Cluster, front: &Arc<Front>, lasts: Duration, seed: u
     let began = Instant::now();
     loop {
         let row = front.client().await.query_one("SELECT place()", &[]).await.expect("read");
-        if row.get::<_, String>(0) == "on" {
+        if row.get::<_, String>(0).starts_with("on ") {
             break;
         }
         assert!(began.elapsed() < PATIENCE, "no read is served by a replica\n{}", front.log());
@@ -197,23 +199,25 @@ async fn client(
         }
         let key = 1 + i64::try_from(dice.below(KEYS as u64)).expect("small");
         let began = clock();
+        let mut place = String::new();
         let (key, did) = match dice.below(if writes_often { 6 } else { 60 }) {
             0 => (key, raise(&connection, key).await),
             1 => (-key, Some(append(&connection, -key, values.fetch_add(1, Ordering::Relaxed)).await)),
             choice if choice.is_multiple_of(2) => {
                 let row = connection.query_opt("SELECT version, place() FROM registers WHERE key = $1", &[&key]).await;
                 let row = row.ok().flatten();
-                on_replicas += usize::from(row.as_ref().is_some_and(|row| row.get::<_, &str>(1) == "on"));
+                place = row.as_ref().map(|row| row.get(1)).unwrap_or_default();
                 (key, row.map(|row| Did::Saw(row.get(0))))
             }
             _ => {
                 let row = connection.query_opt("SELECT items, place() FROM lists WHERE key = $1", &[&-key]).await;
                 let row = row.ok().flatten();
-                on_replicas += usize::from(row.as_ref().is_some_and(|row| row.get::<_, &str>(1) == "on"));
+                place = row.as_ref().map(|row| row.get(1)).unwrap_or_default();
                 (-key, row.map(|row| Did::Listed(row.get(0))))
             }
         };
-        operations.extend(did.map(|did| Operation { session, key, began, ended: clock(), did }));
+        on_replicas += usize::from(place.starts_with("on "));
+        operations.extend(did.map(|did| Operation { session, key, began, ended: clock(), did, place }));
         tokio::time::sleep(Duration::from_millis(dice.below(20))).await;
     }
     (operations, on_replicas)
@@ -255,8 +259,8 @@ async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, hardship: H
             continue;
         }
         if hardship >= Hardship::Changes && turn % 6 == 3 {
-            // It comes back behind what it has shown.
-            cluster.crash(replica, "postgres").await;
+            // It comes back behind what it has shown. Where it is being rebuilt there is nothing to kill.
+            cluster.run(&["sandbox", "crash", replica, "--what", "postgres"]).await;
             continue;
         }
         if hardship >= Hardship::Changes && turn % 6 == 0 {

@@ -71,6 +71,10 @@ pub struct TopologyNode {
     pub api: String,
     /// Whether all about it is as it should be.
     pub healthy: bool,
+    /// Whether a failover would ask it, or a node that feeds it, what it holds; or the cluster promises nothing of the
+    /// kind. Reads on others can show what is lost with the primary.
+    #[serde(default = "crate::observe::shown")]
+    pub counted: bool,
     /// Whether a replica is fed now.
     pub streaming: bool,
     /// The server's state in one word.
@@ -132,8 +136,26 @@ impl SwitchingNow {
     }
 }
 
+/// What a replica holds is found by a failover if it is a voter of the rule, or has it from one: a server passes on what it
+/// has flushed itself.
+fn is_counted(state: &ClusterState, node: NodeId) -> bool {
+    if state.rule.acks == 0 || state.rule.primary == node {
+        return true;
+    }
+    let mut at = Some(node);
+    // A chain is no longer than there are members.
+    for _ in 0..state.members.len() {
+        let Some(here) = at else { return false };
+        if state.rule.voters.contains(&here) {
+            return true;
+        }
+        at = state.upstream_of(here).map(|upstream| upstream.id).filter(|upstream| *upstream != state.rule.primary);
+    }
+    false
+}
+
 impl TopologyNode {
-    fn of(member: &Member, role: Role, seen: Option<&NodeStatus>) -> TopologyNode {
+    fn of(state: &ClusterState, member: &Member, role: Role, seen: Option<&NodeStatus>) -> TopologyNode {
         let lag = seen.and_then(|seen| seen.lag.as_ref());
         TopologyNode {
             name: member.name.clone(),
@@ -144,6 +166,7 @@ impl TopologyNode {
             port: member.postgres_port,
             api: member.api_address.clone(),
             healthy: seen.is_some_and(|seen| seen.healthy),
+            counted: is_counted(state, member.id),
             streaming: seen.is_some_and(|seen| seen.link_up && seen.link == Some(LinkStatus::Streaming)),
             server: seen.map_or_else(|| "unknown".to_owned(), |seen| seen.server.clone()),
             lag_bytes: lag.and_then(|lag| lag.apply_bytes),
@@ -193,7 +216,7 @@ impl Topology {
     pub fn of(state: &ClusterState, status: &ClusterStatus) -> Topology {
         let node = |member: &Member| {
             let role = state.role_of(member.id).unwrap_or(Role::Replica);
-            TopologyNode::of(member, role, status.nodes.iter().find(|seen| seen.id == member.id))
+            TopologyNode::of(state, member, role, status.nodes.iter().find(|seen| seen.id == member.id))
         };
         let mut nodes: Vec<TopologyNode> = state.members.values().map(node).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));

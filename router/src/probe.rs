@@ -3,7 +3,7 @@
 
 use crate::account::Account;
 use crate::obtain;
-use crate::reads::Reading;
+use crate::reads::{self, Reading};
 use crate::server;
 use crate::worker::Worker;
 use model::{Lsn, NodeId};
@@ -14,6 +14,8 @@ use tokio::time::timeout_at;
 
 /// Between two questions to one replica.
 const AGAIN_AFTER: Duration = Duration::from_millis(2);
+/// How long a session whose replica has just gone waits before the primary serves it, while no other replica has come as far.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
 /// What a replica is asked. Visible is what was replayed: the position is told only afterwards. But not always: a server
 /// that has just started may hide commits that it has applied (`model::observe::ServerFacts::shows_replayed`), and then it
 /// tells nothing. After a later checkpoint this asks for more than is needed, while a transaction runs for long; then what
@@ -35,8 +37,42 @@ impl Drop for Waiting<'_> {
 /// Waits until a replica may serve the session's next read, at most as long as reads wait for that. In vain: for a moment
 /// its reads go to the primary without waiting.
 pub async fn caught_up(worker: &Rc<Worker>, account: &Rc<Account>, reading: &mut Reading, level: Level) {
+    let deadline = Instant::now() + worker.config().read_wait;
+    caught_up_by(worker, account, reading, level, deadline).await;
+}
+
+/// Waits until what a replica has shown is acknowledged, at most `SETTLE_MAX`: until another replica, by which a failover
+/// goes, has replayed all that the primary has written by now. The primary shows what is acknowledged.
+pub async fn settled(worker: &Rc<Worker>, account: &Rc<Account>) {
+    let deadline = Instant::now() + SETTLE_MAX;
+    let epoch = worker.topology().epoch;
+    let ack = worker.reads.borrow_mut().acknowledged();
+    let asked = reads::position(worker, &account.database, &account.user, ack);
+    let _ = timeout_at(deadline.into(), asked).await;
+    let behind = worker.reads.borrow().position_behind(ack);
+    let Some(point) = behind else { return };
+    // A later primary shows all that it was promoted with.
+    let replaced = async {
+        while worker.topology().epoch == epoch {
+            worker.news.notified().await;
+        }
+    };
+    let mut behind = Reading::behind(point);
+    tokio::select! {
+        () = caught_up_by(worker, account, &mut behind, Level::Session, deadline) => {}
+        () = replaced => {}
+    }
+}
+
+async fn caught_up_by(
+    worker: &Rc<Worker>,
+    account: &Rc<Account>,
+    reading: &mut Reading,
+    level: Level,
+    deadline: Instant,
+) {
     let config = worker.config();
-    let deadline = (Instant::now() + config.read_wait).into();
+    let deadline = deadline.into();
     worker.reads.borrow_mut().waiting += 1;
     let _waiting = Waiting(worker);
     let unasked = worker.reads.borrow_mut().unasked();

@@ -64,6 +64,18 @@ impl Reading {
         self.memory
     }
 
+    /// What a session must see that was told a position now.
+    pub fn behind(point: Point) -> Reading {
+        let mut reading = Reading::default();
+        reading.import(point);
+        reading
+    }
+
+    /// The replica did not serve the session's next read.
+    pub fn failed_on(&mut self, node: NodeId) {
+        self.memory.failed_on(node);
+    }
+
     /// It must see this from now on: a token came in.
     pub fn import(&mut self, point: Point) {
         self.memory.import(point);
@@ -172,7 +184,7 @@ impl Reads {
                 incarnation: replica.incarnation,
                 position: Point { epoch: topology.epoch, timeline, lsn: replayed },
                 position_taken_after: now.minus(Millis(age.0.saturating_add(AGE_MARGIN.0))),
-                safe_position: None,
+                counted: replica.counted,
                 lag: replica.lag_bytes.unwrap_or(LagBytes(u64::MAX)),
             };
             // What it was asked itself may be newer.
@@ -301,6 +313,11 @@ impl Reads {
         choice.floor.is_none_or(replayed) && choice.seen.is_none_or(|seen| born <= seen)
     }
 
+    /// Whether the primary may hide what the session has seen on a replica that has just gone.
+    pub fn may_be_ahead_of_primary(&self, session: &Reading) -> bool {
+        session.memory.may_be_ahead_of_primary(&self.replicas, self.sampler.epoch(), self.now())
+    }
+
     /// A replica that was chosen is not read after all, for no fault of its own.
     pub fn withdrawn(&mut self, node: NodeId) {
         self.balancer.withdrawn(node);
@@ -317,6 +334,16 @@ impl Reads {
     /// The point that a session has reached; `None` where it is not known, or nothing was read or written yet.
     pub fn point(&self, mut memory: Memory) -> Option<Point> {
         memory.export(&self.sampler, &self.replicas)
+    }
+
+    /// Stands for all that the primary has acknowledged to this worker by now.
+    pub fn acknowledged(&mut self) -> Ack {
+        self.sampler.acknowledged()
+    }
+
+    /// A position of the primary behind this, where it was asked for.
+    pub fn position_behind(&self, ack: Ack) -> Option<Point> {
+        self.sampler.position(ack)
     }
 
     /// A request of the session ended on the primary.
@@ -489,6 +516,7 @@ mod tests {
             usage: ReplicaUse::Hot,
             site: None,
             healthy: true,
+            counted: true,
             replayed: Some(Lsn(replayed)),
             timeline: Some(Timeline(1)),
             position_age: Some(Millis(0)),

@@ -484,6 +484,7 @@ impl Session {
         let wanted = self.wanted.take();
         let account = &entry.account;
         let unfit = Cell::new(false);
+        let hides = self.primary_may_hide();
         let on_replica = async {
             let choice = wanted?;
             let pool = account.replica(&worker, choice.node)?;
@@ -504,6 +505,9 @@ impl Session {
         let obtained = async {
             if let Some((node, server)) = on_replica.await {
                 return Ok((Some(node), server));
+            }
+            if hides {
+                probe::settled(&worker, account).await;
             }
             let find = || account.primary(&worker);
             obtain::obtain(&worker, find).await.map(|server| (None, server))
@@ -526,6 +530,12 @@ impl Session {
     fn read_failed(&mut self, node: NodeId) {
         let (level, now) = (self.level(), Instant::now());
         self.worker.reads.borrow_mut().on_replica(&mut self.reading, node, now..now, level, true);
+        self.reading.failed_on(node);
+    }
+
+    /// Whether what the session has seen may not be acknowledged yet, and so not be shown by the primary.
+    fn primary_may_hide(&self) -> bool {
+        self.splits() && self.worker.reads.borrow().may_be_ahead_of_primary(&self.reading)
     }
 
     fn attach(&mut self, server: Box<Server>) {

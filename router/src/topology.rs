@@ -69,6 +69,8 @@ pub struct Replica {
     pub site: Option<Site>,
     /// Whether all about it is as it should be.
     pub healthy: bool,
+    /// Whether a failover asks it what it holds, or the cluster promises nothing of the kind.
+    pub counted: bool,
     /// What it has applied.
     pub replayed: Option<Lsn>,
     /// On which timeline.

@@ -7,7 +7,7 @@ mod session;
 mod tests;
 
 pub use history::History;
-pub use replica::{Health, Replica, Requirement, Why, answer_is_safe, eligible};
+pub use replica::{Health, Replica, Requirement, Why, eligible};
 pub use session::{Ack, Ask, Memory, Need, OnPrimary, Sampler, wait_budget};
 
 use model::Millis;

@@ -53,6 +53,7 @@ pub fn topology(told: &model::Topology) -> Topology {
             },
             site: Some(node.site.clone()),
             healthy: node.healthy,
+            counted: node.counted,
             replayed: node.replayed,
             timeline: node.timeline,
             position_age: node.sample_age_ms.map(Millis),

@@ -220,7 +220,7 @@ async fn lag_alone_is_told_once_a_second_and_a_role_at_once() {
     assert_eq!(
         row(&first),
         json!({"name": "n2", "role": "replica", "kind": "hot", "site": row(&first)["site"], "host": row(&first)["host"],
-            "port": 5432, "api": row(&first)["api"], "healthy": true, "streaming": true, "server": "running",
+            "port": 5432, "api": row(&first)["api"], "healthy": true, "counted": true, "streaming": true, "server": "running",
             "lag_bytes": 2048, "lag_ms": 250, "replayed": "0/3001A00", "id": 2, "timeline": 3,
             "sample_age_ms": 120, "started_at": row(&first)["started_at"]})
     );

@@ -31,10 +31,7 @@ impl Session {
         let free = match self.pause_until {
             Some(_) => None,
             None => match self.read_target(input, judged) {
-                ReadTarget::Primary => {
-                    self.pool = self.entry.account.primary(&self.worker);
-                    self.pool.as_ref().and_then(|pool| pool.take())
-                }
+                ReadTarget::Primary => self.take_primary(),
                 ReadTarget::Replica(choice) => self.take_replica(choice),
                 ReadTarget::Wait => {
                     self.inbox.extend_from_slice(input);
@@ -61,6 +58,15 @@ impl Session {
         }
     }
 
+    /// A connection to the primary, where one is idle and nothing is to be waited for first.
+    fn take_primary(&mut self) -> Option<Box<Server>> {
+        if self.primary_may_hide() {
+            return None;
+        }
+        self.pool = self.entry.account.primary(&self.worker);
+        self.pool.as_ref().and_then(|pool| pool.take())
+    }
+
     /// A connection to the replica that was chosen, where one is idle; it is noted as wanted where not.
     fn take_replica(&mut self, choice: Choice) -> Option<Box<Server>> {
         self.pool = self.entry.account.replica(&self.worker, choice.node);
@@ -72,8 +78,7 @@ impl Session {
             Some(server) => {
                 self.worker.put_back(server);
                 self.worker.reads.borrow_mut().withdrawn(choice.node);
-                self.pool = self.entry.account.primary(&self.worker);
-                self.pool.as_ref().and_then(|pool| pool.take())
+                self.take_primary()
             }
             None => {
                 self.wanted = Some(choice);

@@ -165,6 +165,7 @@ impl Server {
             usage: router::topology::ReplicaUse::Hot,
             site: None,
             healthy: true,
+            counted: true,
             replayed: self.sql("SELECT pg_last_wal_replay_lsn()").parse().ok(),
             timeline: Some(model::Timeline(1)),
             position_age: Some(model::Millis(0)),

@@ -183,7 +183,7 @@ async fn clients_of_this_machine_may_come_by_a_socket() {
     assert!(since.elapsed() < config(1).wait_max / 2, "it was not sent away, it left");
 
     drop(front);
-    assert!(!path.exists(), "it goes with the router");
+    wait_for("the file to go with the router", || !path.exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -189,3 +189,53 @@ async fn a_bounded_read_misses_nothing_older_and_an_idle_cluster_is_not_stale() 
         front.topology.send_replace(topology(&primary, &standby));
     }
 }
+
+/// A commit is on the standby and waits for an acknowledgement: the standby shows it, the primary hides it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_seen_on_a_replica_that_goes_is_not_unseen_on_the_primary() {
+    let (primary, standby, front) = split().await;
+    let (reader, writer) = (front.client().await, front.client().await);
+    primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    primary.sql("SELECT pg_reload_conf()");
+    wait_for("commits to wait", || primary.sql("SHOW synchronous_standby_names") == "nobody");
+    let waits = tokio::spawn(async move { writer.batch_execute("INSERT INTO t VALUES (7)").await });
+    wait_for("the standby to show it", || standby.sql("SELECT count(*) FROM t") == "1");
+    assert_eq!(one(&reader, "SELECT place() || count(*) FROM t").await, "on1");
+    assert_eq!(primary.sql("SELECT count(*) FROM t"), "0", "what makes it necessary to wait");
+    // It goes, and while the router waits for another one the commit is acknowledged.
+    front.topology.send_replace(primary.topology(1));
+    let other = front.client().await;
+    let told = std::time::Instant::now();
+    while one(&other, "SELECT place()").await != "off" {
+        assert!(told.elapsed() < std::time::Duration::from_secs(2), "nobody heard that the replica is gone");
+    }
+    let release = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        primary.sql("ALTER SYSTEM RESET synchronous_standby_names");
+        primary.sql("SELECT pg_reload_conf()");
+    };
+    let (seen, ()) = tokio::join!(one(&reader, "SELECT place() || count(*) FROM t"), release);
+    assert_eq!(seen, "off1", "what was seen before");
+    waits.await.expect("no panic").expect("acknowledged");
+    // Nobody else is kept waiting, and the session is not any more.
+    let began = std::time::Instant::now();
+    one(&front.client().await, "SELECT count(*) FROM t").await;
+    one(&reader, "SELECT count(*) FROM t").await;
+    assert!(began.elapsed() < std::time::Duration::from_millis(900), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_no_failover_would_ask_is_read_by_those_who_are_promised_nothing() {
+    let (primary, standby, front) = split().await;
+    let mut told = topology(&primary, &standby);
+    told.replicas[0].counted = false;
+    front.topology.send_replace(told);
+    let reader = front.client().await;
+    let began = std::time::Instant::now();
+    while one(&reader, "SELECT place()").await != "off" {
+        assert!(began.elapsed() < crate::harness::PATIENCE, "it is still read");
+    }
+    assert_eq!(one(&reader, "/*+ consistency=eventual */ SELECT place()").await, "on");
+    let routed = one(&reader, "EXPLAIN ROUTE SELECT place()").await;
+    assert!(routed.contains("primary"), "{routed}");
+}

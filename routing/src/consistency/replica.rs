@@ -2,7 +2,7 @@
 
 use super::History;
 use crate::token::Point;
-use model::{Epoch, LagBytes, Lsn, Millis, Moment, NodeId, ReplicaKind};
+use model::{Epoch, LagBytes, Millis, Moment, NodeId, ReplicaKind};
 use std::fmt;
 
 /// Whether a node can be used at all.
@@ -35,9 +35,8 @@ pub struct Replica {
     /// A moment, on the router's clock, that is known to precede the taking of `position`: when the question was sent,
     /// or the ping that a pushed position echoes.
     pub position_taken_after: Moment,
-    /// Up to where no failover could take anything back, as last heard; `None` if the cluster promises nothing of the
-    /// kind (mode `async`).
-    pub safe_position: Option<Lsn>,
+    /// Whether a failover asks it what it holds, or the cluster promises nothing of the kind (mode `async`).
+    pub counted: bool,
     /// How far it trails the primary.
     pub lag: LagBytes,
 }
@@ -53,8 +52,8 @@ pub struct Requirement {
     pub staleness_max: Option<Millis>,
     /// Lag beyond which no read is served, whatever its level (the hard tier).
     pub lag_max: LagBytes,
-    /// It shows nothing that a failover could take back.
-    pub safe: bool,
+    /// It shows nothing that a failover would not find.
+    pub counted: bool,
     /// The epoch that the router believes to be current.
     pub epoch: Epoch,
     /// When the read began.
@@ -71,7 +70,7 @@ impl Requirement {
             only: None,
             staleness_max: None,
             lag_max: LagBytes(u64::MAX),
-            safe: false,
+            counted: false,
             epoch: Epoch(0),
             began: now,
             prefer: None,
@@ -102,8 +101,8 @@ pub enum Why {
     StalenessUnknown,
     /// It trails beyond the limit for all reads.
     Lagging(LagBytes),
-    /// It shows what a failover could take back.
-    Unsafe(LagBytes),
+    /// A failover would not ask it for what it shows.
+    Uncounted,
 }
 
 impl Why {
@@ -120,14 +119,14 @@ impl Why {
             Why::Stale(_) => "stale",
             Why::StalenessUnknown => "staleness-unknown",
             Why::Lagging(_) => "lagging",
-            Why::Unsafe(_) => "unsafe",
+            Why::Uncounted => "uncounted",
         }
     }
 
     /// Whether waiting a little may change it.
     pub fn passes_with_time(&self) -> bool {
         match self {
-            Why::Behind(_) | Why::ReadElsewhere | Why::Stale(_) | Why::StalenessUnknown | Why::Unsafe(_) => true,
+            Why::Behind(_) | Why::ReadElsewhere | Why::Stale(_) | Why::StalenessUnknown | Why::Uncounted => true,
             Why::Down | Why::Draining | Why::Kind(_) | Why::Epoch(_) | Why::Timeline | Why::Lagging(_) => false,
         }
     }
@@ -146,16 +145,14 @@ impl fmt::Display for Why {
             Why::Stale(millis) => write!(f, "it may miss the last {millis} ms"),
             Why::StalenessUnknown => f.write_str("how stale it is cannot be told yet"),
             Why::Lagging(lag) => write!(f, "it trails by {lag} bytes"),
-            Why::Unsafe(lag) => write!(f, "it is {lag} bytes beyond what every failover would keep"),
+            Why::Uncounted => f.write_str("no failover would ask it for what it shows: it acknowledges no commits now"),
         }
     }
 }
 
 /// Whether `replica` may serve a read that needs `requirement`.
 ///
-/// Positions only grow while the incarnation stays, so what was enough when it was reported is enough now. The opposite
-/// holds for `safe`: a replica within the safe position may have passed it since, so the answer of a read that has to be
-/// safe is also to be checked with [`answer_is_safe`].
+/// Positions only grow while the incarnation stays, so what was enough when it was reported is enough now.
 pub fn eligible(replica: &Replica, requirement: &Requirement, history: &History) -> Result<(), Why> {
     match replica.health {
         Health::Up => {}
@@ -165,6 +162,9 @@ pub fn eligible(replica: &Replica, requirement: &Requirement, history: &History)
     match replica.kind {
         ReplicaKind::Hot => {}
         ReplicaKind::Standby | ReplicaKind::Delayed => return Err(Why::Kind(replica.kind)),
+    }
+    if requirement.counted && !replica.counted {
+        return Err(Why::Uncounted);
     }
     if replica.epoch < requirement.epoch {
         return Err(Why::Epoch(replica.epoch));
@@ -189,16 +189,5 @@ pub fn eligible(replica: &Replica, requirement: &Requirement, history: &History)
             return Err(Why::Stale(staleness));
         }
     }
-    match replica.safe_position {
-        Some(safe) if requirement.safe && replica.position.lsn > safe => {
-            Err(Why::Unsafe(replica.position.lsn.lag_of(safe)))
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// Whether an answer may be given to the client: `position` was taken from the replica after the read ended, and all of
-/// it is beyond the reach of a failover now.
-pub fn answer_is_safe(position: Point, safe: Point) -> bool {
-    position.timeline == safe.timeline && position.lsn <= safe.lsn
+    Ok(())
 }

@@ -122,6 +122,23 @@ struct Sighting {
     finished: Moment,
 }
 
+/// How long after a read on a replica the primary may not show yet what that read saw. What it saw was committed by then,
+/// and waits for nothing but its acknowledgement.
+const UNACKNOWLEDGED: Millis = Millis(3_000);
+
+/// The replica that a session read from last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Visit {
+    node: NodeId,
+    incarnation: u64,
+    epoch: Epoch,
+    finished: Moment,
+    /// What was seen there has to be seen again, and nothing that happened since sees to that.
+    binds: bool,
+    /// It did not serve when it was asked again.
+    failed: bool,
+}
+
 /// What a session must keep seeing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -129,7 +146,7 @@ pub struct Memory {
     /// The last thing the primary did for it whose position is unknown, and under which epoch.
     dirty: Option<(Epoch, Ack)>,
     sighting: Option<Sighting>,
-    last: Option<NodeId>,
+    last: Option<Visit>,
 }
 
 impl Memory {
@@ -138,6 +155,32 @@ impl Memory {
         self.dirty = Some((sampler.epoch(), sampler.acknowledged()));
         // The primary holds all that any replica of this lineage has shown.
         self.sighting = None;
+        self.released();
+    }
+
+    fn released(&mut self) {
+        if let Some(last) = &mut self.last {
+            last.binds = false;
+        }
+    }
+
+    /// The replica did not serve the session's next read.
+    pub fn failed_on(&mut self, node: NodeId) {
+        if let Some(last) = self.last.as_mut().filter(|last| last.node == node) {
+            last.failed = true;
+        }
+    }
+
+    /// Whether the primary may hide what the session has seen. A replica shows a commit when it has replayed it, the primary
+    /// when it is acknowledged. As long as that replica is there, its own acknowledgement is on its way; where it has just
+    /// gone, the commit may wait for another one. A primary of a later epoch shows all that it was promoted with.
+    pub fn may_be_ahead_of_primary(&self, replicas: &[Replica], epoch: Epoch, now: Moment) -> bool {
+        let Some(last) = self.last.filter(|last| last.binds && last.epoch == epoch) else { return false };
+        let there = |replica: &Replica| {
+            let same = replica.node == last.node && replica.incarnation == last.incarnation;
+            same && replica.health == Health::Up
+        };
+        now.since(last.finished) < UNACKNOWLEDGED && (last.failed || !replicas.iter().any(there))
     }
 
     /// The same where the position came with the answer (piggy-backed sampling).
@@ -145,18 +188,18 @@ impl Memory {
         self.raise(point);
         self.dirty = None;
         self.sighting = None;
+        self.released();
     }
 
     /// A replica ended a read for it at `finished`.
     pub fn on_replica(&mut self, replica: &Replica, level: Level, finished: Moment) {
-        match level {
-            // Nothing is promised for what such reads have seen.
-            Level::Eventual => {}
-            Level::Strong | Level::Session | Level::Bounded(_) => {
-                self.sighting = Some(Sighting { node: replica.node, incarnation: replica.incarnation, finished });
-            }
+        let Replica { node, incarnation, epoch, .. } = *replica;
+        // Nothing is promised for what reads have seen that ask for nothing.
+        let binds = level != Level::Eventual;
+        if binds {
+            self.sighting = Some(Sighting { node, incarnation, finished });
         }
-        self.last = Some(replica.node);
+        self.last = Some(Visit { node, incarnation, epoch, finished, binds, failed: false });
     }
 
     /// A token came in: from the application, another process, another router.
@@ -173,9 +216,16 @@ impl Memory {
         self.resolve(sampler, replicas);
         match level {
             Level::Strong => Need::Primary(OnPrimary::Strong),
-            Level::Eventual => Need::Replica(Requirement { prefer: self.last, ..Requirement::none(now) }),
+            Level::Eventual => {
+                Need::Replica(Requirement { prefer: self.last.map(|last| last.node), ..Requirement::none(now) })
+            }
             Level::Bounded(bound) => {
-                Need::Replica(Requirement { staleness_max: Some(bound), prefer: self.last, ..Requirement::none(now) })
+                let counted = Requirement { counted: true, ..Requirement::none(now) };
+                Need::Replica(Requirement {
+                    staleness_max: Some(bound),
+                    prefer: self.last.map(|last| last.node),
+                    ..counted
+                })
             }
             Level::Session => self.session_need(sampler, now),
         }
@@ -189,7 +239,8 @@ impl Memory {
             return Need::Primary(OnPrimary::Unsampled);
         }
         let only = self.sighting.map(|sighting| (sighting.node, sighting.incarnation));
-        Need::Replica(Requirement { floor: self.floor, only, prefer: self.last, ..Requirement::none(now) })
+        let counted = Requirement { counted: true, ..Requirement::none(now) };
+        Need::Replica(Requirement { floor: self.floor, only, prefer: self.last.map(|last| last.node), ..counted })
     }
 
     /// Turns what is now known of positions into the floor.

@@ -19,7 +19,7 @@ fn replica(node: u64, lsn: u64, taken: u64) -> Replica {
         incarnation: 1,
         position: point(lsn),
         position_taken_after: Moment(taken),
-        safe_position: None,
+        counted: true,
         lag: LagBytes(0),
     }
 }
@@ -122,6 +122,33 @@ fn what_was_seen_on_one_replica_is_not_unseen_on_another() {
 }
 
 #[test]
+fn what_a_replica_showed_before_it_went_may_not_be_acknowledged_yet() {
+    let mut sampler = Sampler::new(Epoch(1));
+    let seen = replica(1, 100, 5);
+    let mut memory = Memory::default();
+    memory.on_replica(&seen, Level::Session, Moment(10));
+    let ahead = |memory: &Memory, replicas: &[Replica], epoch, now| {
+        memory.may_be_ahead_of_primary(replicas, Epoch(epoch), Moment(now))
+    };
+    assert!(!ahead(&memory, &[seen], 1, 20), "it is there, and acknowledges what it showed");
+    assert!(ahead(&memory, &[], 1, 20));
+    assert!(ahead(&memory, &[Replica { health: Health::Down, ..seen }], 1, 20));
+    assert!(ahead(&memory, &[Replica { incarnation: 2, ..seen }], 1, 20));
+    assert!(!ahead(&memory, &[], 2, 20), "another primary was promoted with it");
+    assert!(!ahead(&memory, &[], 1, 3_010), "long ago");
+    let mut failed = memory;
+    failed.failed_on(NodeId(2));
+    assert!(!ahead(&failed, &[seen], 1, 20));
+    failed.failed_on(NodeId(1));
+    assert!(ahead(&failed, &[seen], 1, 20), "nobody has told yet that it is gone");
+    failed.on_primary(&mut sampler);
+    assert!(!ahead(&failed, &[], 1, 20), "from now on the primary is the measure");
+    let mut careless = Memory::default();
+    careless.on_replica(&seen, Level::Eventual, Moment(10));
+    assert!(!ahead(&careless, &[], 1, 20));
+}
+
+#[test]
 fn a_replica_that_restarted_may_have_forgotten_what_it_showed() {
     let sampler = Sampler::new(Epoch(1));
     let mut memory = Memory::default();
@@ -189,7 +216,8 @@ fn only_the_fit_are_read() {
     let base = replica(1, 100, 0);
     let any = Requirement { epoch: Epoch(1), lag_max: LagBytes(50), ..Requirement::none(Moment(0)) };
     let history = History::default();
-    let safe = Requirement { safe: true, ..any };
+    let counted = Requirement { counted: true, ..any };
+    let uncounted = Replica { counted: false, ..base };
     for (replica, requirement, verdict) in [
         (base, any, Ok(())),
         (Replica { health: Health::Down, ..base }, any, Err(Why::Down)),
@@ -198,13 +226,12 @@ fn only_the_fit_are_read() {
         (Replica { kind: ReplicaKind::Delayed, ..base }, any, Err(Why::Kind(ReplicaKind::Delayed))),
         (Replica { epoch: Epoch(0), ..base }, any, Err(Why::Epoch(Epoch(0)))),
         (Replica { lag: LagBytes(51), ..base }, any, Err(Why::Lagging(LagBytes(51)))),
-        (Replica { safe_position: Some(Lsn(99)), ..base }, any, Ok(())),
-        (Replica { safe_position: Some(Lsn(99)), ..base }, safe, Err(Why::Unsafe(LagBytes(1)))),
-        (Replica { safe_position: Some(Lsn(100)), ..base }, safe, Ok(())),
+        (uncounted, any, Ok(())),
+        (uncounted, counted, Err(Why::Uncounted)),
+        (base, counted, Ok(())),
     ] {
         assert_eq!(eligible(&replica, &requirement, &history), verdict, "{replica:?}");
     }
-    assert!(answer_is_safe(point(100), point(100)) && !answer_is_safe(point(101), point(100)));
 }
 
 #[test]

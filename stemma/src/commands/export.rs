@@ -88,6 +88,7 @@ mod tests {
             port: 5432,
             api: format!("{name}.example.org:8008"),
             healthy: true,
+            counted: true,
             streaming: true,
             server: "running".to_owned(),
             lag_bytes: None,
