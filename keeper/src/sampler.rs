@@ -144,7 +144,9 @@ impl Sampler {
         match there.map(statvfs) {
             Some(Ok(stat)) => {
                 let unit = stat.fragment_size();
-                (Some(stat.blocks_available() * unit), Some(stat.blocks() * unit))
+                let (free, used) = (stat.blocks_available(), stat.blocks().saturating_sub(stat.blocks_free()));
+                // As `df` counts: what is kept for root or beyond a quota is neither free nor used.
+                (Some(free * unit), Some(used.saturating_add(free) * unit))
             }
             Some(Err(_)) | None => (None, None),
         }
