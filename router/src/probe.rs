@@ -47,7 +47,11 @@ pub async fn settled(worker: &Rc<Worker>, account: &Rc<Account>) {
     let deadline = Instant::now() + SETTLE_MAX;
     let epoch = worker.topology().epoch;
     let ack = worker.reads.borrow_mut().acknowledged();
-    let asked = reads::position(worker, &account.database, &account.user, ack);
+    // In a task of its own: others wait for the same answer, so the question must not be dropped with this wait.
+    let (asking, account_of) = (worker.clone(), account.clone());
+    let asked = tokio::task::spawn_local(async move {
+        reads::position(&asking, &account_of.database, &account_of.user, ack).await;
+    });
     let _ = timeout_at(deadline.into(), asked).await;
     let behind = worker.reads.borrow().position_behind(ack);
     let Some(point) = behind else { return };
