@@ -329,6 +329,11 @@ impl Exchange {
         self.heard_elsewhere = channels;
     }
 
+    /// Those channels.
+    pub fn heard_elsewhere(&self) -> &Channels {
+        &self.heard_elsewhere
+    }
+
     /// The server is nobody else's: notifications that it sends are for this client, whoever asked for them.
     pub fn set_owns_server(&mut self, owns: bool) {
         self.owns_server = owns;

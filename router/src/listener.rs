@@ -29,7 +29,7 @@ const READ_BYTES: usize = 16 << 10;
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// The channel by which a client's own server and this connection agree on a moment: both hear what is said there in the
 /// same place among all notifications. What came before it the client has from its own server, the rest from here.
-const TAKEOVER_CHANNEL: &[u8] = b"stemma.takeover";
+pub const TAKEOVER_CHANNEL: &[u8] = b"stemma.takeover";
 /// The channel on which a client that listens to it is told that notifications may be missing; the payload is the epoch.
 const GAP_CHANNEL: &[u8] = b"stemma.gap";
 
@@ -270,7 +270,7 @@ impl Listener {
     /// Has the server listen to what is wanted now, and to nothing else.
     async fn bring_up(&self, worker: &Worker, server: &mut Server) -> Result<(), String> {
         let (wanted, sql) = {
-            let inner = self.inner.borrow();
+            let mut inner = self.inner.borrow_mut();
             let mut wanted: BTreeSet<Box<[u8]>> = inner.clients.keys().cloned().collect();
             if !wanted.is_empty() {
                 wanted.insert(TAKEOVER_CHANNEL.into());
@@ -282,6 +282,8 @@ impl Listener {
                 let name = String::from_utf8_lossy(name).replace('"', "\"\"");
                 sql.push_str(&format!("{word} \"{name}\";"));
             }
+            // What is given up is not listened to from now on, whatever is wanted again by the time that it is done.
+            inner.in_force.retain(|name| wanted.contains(name));
             (wanted, sql)
         };
         if !sql.is_empty() {

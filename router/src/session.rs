@@ -269,8 +269,6 @@ pub struct Session {
     own: Option<Box<Own>>,
     /// A position of the primary behind this is wanted, before the session can say where it is.
     position_wanted: Option<Ack>,
-    /// Channels to which it is listened for it.
-    channels: Channels,
     /// Its server was lost while it listened there.
     missed: bool,
     /// Before this its channels are not tried to be taken over again.
@@ -335,7 +333,6 @@ impl Session {
             settled: false,
             own: None,
             position_wanted: None,
-            channels: Channels::default(),
             missed: false,
             listen_after: None,
             hint: RefCell::default(),
@@ -442,7 +439,7 @@ impl Session {
         if self.mode == PoolMode::Transaction {
             self.release_if_free();
         }
-        self.entry.account.listener().change(&self.entry, &self.channels, &Channels::default(), None);
+        self.listen_to(&Channels::default(), None);
         self.worker.unregister(self.entry.pid);
         if let Some(server) = self.server.take() {
             let state = self.exchange.state();

@@ -2,7 +2,7 @@
 
 use super::{Session, Turn};
 use crate::channels::Channels;
-use crate::listener::Word;
+use crate::listener::{TAKEOVER_CHANNEL, Word};
 use crate::obtain::client_gone;
 use crate::server;
 use routing::Encoding;
@@ -19,7 +19,7 @@ impl Session {
     /// Moves what came by itself to what is sent, where nothing else is due.
     pub(super) fn fetch_mail(&mut self) {
         // The server itself sends notifications between transactions only.
-        if self.channels.is_empty() || !self.exchange.at_rest() || self.exchange.mid_message() {
+        if self.exchange.heard_elsewhere().is_empty() || !self.exchange.at_rest() || self.exchange.mid_message() {
             return;
         }
         self.outbox.append(&mut self.entry.mail.borrow_mut());
@@ -27,13 +27,13 @@ impl Session {
 
     /// Whether something is left that came by itself.
     pub(super) fn has_mail(&self) -> bool {
-        !self.channels.is_empty() && !self.entry.mail.borrow().is_empty()
+        !self.exchange.heard_elsewhere().is_empty() && !self.entry.mail.borrow().is_empty()
     }
 
     /// Whether channels are to be given to the listener, or taken away from it.
     pub(super) fn listens_otherwise(&self) -> bool {
         let state = self.exchange.state();
-        if !state.listens_here() && *state.channels() == self.channels {
+        if !state.listens_here() && state.channels() == self.exchange.heard_elsewhere() {
             return false;
         }
         let idle = |server: &crate::server::Server| server.inbox.is_empty() && server.outbox.is_empty();
@@ -72,8 +72,7 @@ impl Session {
                 if wanted.is_empty() {
                     self.entry.mail.borrow_mut().clear();
                 }
-                self.exchange.set_heard_elsewhere(wanted.clone());
-                self.channels = wanted;
+                self.exchange.set_heard_elsewhere(wanted);
                 None
             }
             // Its own server goes on listening.
@@ -85,9 +84,14 @@ impl Session {
         }
     }
 
+    /// Has the listener hear for it what is `wanted`, in place of what it hears now.
+    pub(super) fn listen_to(&self, wanted: &Channels, until: Option<Word>) {
+        self.entry.account.listener().change(&self.entry, self.exchange.heard_elsewhere(), wanted, until);
+    }
+
     fn subscribe(&self, wanted: &Channels, until: Option<Word>) {
         let listener = self.entry.account.listener();
-        listener.change(&self.entry, &self.channels, wanted, until);
+        self.listen_to(wanted, until);
         listener.tend(&self.worker, &self.entry.account);
     }
 
@@ -106,7 +110,7 @@ impl Session {
             other => other,
         };
         if !matches!(done, Ok(true)) {
-            entry.account.listener().change(&entry, wanted, &self.channels, None);
+            entry.account.listener().change(&entry, wanted, self.exchange.heard_elsewhere(), None);
         }
         done
     }
@@ -115,17 +119,25 @@ impl Session {
     async fn hand_over(&mut self, word: Word) -> Result<bool, Turn> {
         let Some(server) = self.server.as_mut() else { return Ok(true) };
         let (mut heard, mut said) = (Vec::new(), false);
-        let known = &self.channels;
+        let known = self.exchange.heard_elsewhere().clone();
         let asked = async {
-            server::ask_and_hear(server, &word.sql(), |body| {
-                said |= word.is_said_by(body);
-                // What comes behind the word comes by the listener, and so does what it listened to before.
-                let new = backend::notification(body).is_ok_and(|(channel, _)| !known.has(channel));
-                if !said && new {
-                    build::message(&mut heard, b'A', |out| out.extend_from_slice(body));
-                }
-            })
-            .await?;
+            let mut question = word.sql();
+            // A server stops hearing at a notification whose transaction is just being committed, and goes on when it is:
+            // the word may come an answer later.
+            while !said {
+                server::ask_and_hear(server, &question, |body| {
+                    said |= word.is_said_by(body);
+                    // What comes behind the word comes by the listener, and so does what it listened to before. The words
+                    // of others are nobody's business.
+                    let new = backend::notification(body)
+                        .is_ok_and(|(channel, _)| channel != TAKEOVER_CHANNEL && !known.has(channel));
+                    if !said && new {
+                        build::message(&mut heard, b'A', |out| out.extend_from_slice(body));
+                    }
+                })
+                .await?;
+                question.clear();
+            }
             server::ask(server, "UNLISTEN *").await
         };
         let done = timeout(self.worker.config().connect_timeout, asked).await;

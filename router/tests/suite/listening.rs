@@ -120,7 +120,8 @@ async fn nothing_is_missed_and_nothing_comes_twice_when_listening_is_taken_over(
                 _ => {}
             }
             let heard = hearer.next().await;
-            let number = heard.strip_prefix("news ").and_then(|number| number.parse().ok()).expect("a number");
+            let number = heard.strip_prefix("news ").and_then(|number| number.parse().ok());
+            let number: u64 = number.unwrap_or_else(|| panic!("round {round}, step {step}: {heard}"));
             assert!(last.is_none_or(|last| number == last + 1), "round {round}, step {step}: {last:?}, then {number}");
             last = Some(number);
         }
