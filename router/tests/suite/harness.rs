@@ -207,6 +207,11 @@ impl Server {
         NodeAddr::tcp("127.0.0.1", self.port)
     }
 
+    /// How clients connect to the server itself.
+    pub fn options(&self) -> tokio_postgres::Config {
+        options(self.port)
+    }
+
     fn psql(&self, sql: &str) -> Command {
         let mut psql = command("psql");
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-d", "postgres"]);
@@ -243,6 +248,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The superuser, with its password.
+fn options(port: u16) -> tokio_postgres::Config {
+    let mut options = tokio_postgres::Config::new();
+    options.host("127.0.0.1").port(port).user("postgres").password(PASSWORD).dbname("postgres");
+    options
 }
 
 /// A router, and the word that tells it of the servers.
@@ -283,9 +295,7 @@ impl Front {
     }
 
     pub fn options(&self) -> tokio_postgres::Config {
-        let mut options = tokio_postgres::Config::new();
-        options.host("127.0.0.1").port(self.port).user("postgres").password(PASSWORD).dbname("postgres");
-        options
+        options(self.port)
     }
 
     pub async fn client(&self) -> Client {

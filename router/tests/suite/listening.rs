@@ -98,9 +98,7 @@ async fn many_clients_listen_by_one_connection_and_each_hears_its_own_channels()
 async fn nothing_is_missed_and_nothing_comes_twice_when_listening_is_taken_over() {
     let server = Server::new();
     let front = Front::before(&server, 4).await;
-    let mut direct = tokio_postgres::Config::new();
-    direct.host("127.0.0.1").port(server.port).user("postgres").password(crate::harness::PASSWORD).dbname("postgres");
-    let notifier = front.client_with(&direct).await.expect("past the router");
+    let notifier = front.client_with(&server.options()).await.expect("past the router");
     let notifying = tokio::spawn(async move {
         for number in 0u64.. {
             if notifier.batch_execute(&format!("NOTIFY news, '{number}'")).await.is_err() {
