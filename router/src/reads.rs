@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use crate::obtain;
+use crate::pool::Purpose;
 use crate::server;
 use crate::topology::{NodeAddr, ReplicaUse, Topology};
 use crate::worker::Worker;
@@ -323,8 +324,12 @@ impl Reads {
         self.balancer.withdrawn(node);
     }
 
-    /// The primary answered a question that was sent at `asked` or later (K-11). Nothing is known of another timeline.
+    /// The primary answered a question that was sent at `asked` or later (K-11). Nothing is known of another timeline, and
+    /// a primary of the past is not heard.
     fn observed(&mut self, asked: Moment, point: Point) {
+        if point.epoch != self.sampler.epoch() {
+            return;
+        }
         if self.history.timeline() != point.timeline {
             self.history = History::new(point.timeline);
         }
@@ -406,26 +411,23 @@ pub async fn position(worker: &Rc<Worker>, database: &str, user: &str, ack: Ack)
             Ask::Wait => {
                 let _ = tokio::time::timeout_at(deadline.into(), worker.positions.notified()).await;
             }
-            Ask::Send => loop {
-                let heard = ask(worker, database, user).await;
-                let again = {
-                    let mut reads = worker.reads.borrow_mut();
-                    match heard {
-                        Some(point) => reads.sampler.heard(point),
-                        None => {
-                            reads.sampler.failed();
-                            false
+            Ask::Send(first) => {
+                let mut next = Some(first);
+                while let Some(question) = next.take() {
+                    let heard = ask(worker, database, user).await;
+                    {
+                        let mut reads = worker.reads.borrow_mut();
+                        match heard {
+                            Some(point) => next = reads.sampler.heard(question, point),
+                            None => reads.sampler.failed(question),
                         }
                     }
-                };
-                worker.positions.notify_waiters();
-                if heard.is_none() {
-                    return false;
+                    worker.positions.notify_waiters();
+                    if heard.is_none() {
+                        return false;
+                    }
                 }
-                if !again {
-                    break;
-                }
-            },
+            }
         }
     }
     false
@@ -445,10 +447,10 @@ pub async fn observe(worker: Rc<Worker>, database: String, user: String) {
 }
 
 async fn ask(worker: &Rc<Worker>, database: &str, user: &str) -> Option<Point> {
-    let epoch = worker.topology().epoch;
     let limit = worker.config().connect_timeout;
     tokio::time::timeout(limit, async {
         let mut server = obtain::obtain(worker, || worker.primary_pool(database, user)).await.ok()?;
+        let Purpose::Write(epoch) = server.slot.pool().key.purpose else { return None };
         let rows = server::ask(&mut server, POSITION_SQL).await.ok()?;
         worker.put_back(server);
         let row = rows.first()?;

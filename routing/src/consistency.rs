@@ -8,7 +8,7 @@ mod tests;
 
 pub use history::History;
 pub use replica::{Health, Replica, Requirement, Why, eligible};
-pub use session::{Ack, Ask, Memory, Need, OnPrimary, Sampler, wait_budget};
+pub use session::{Ack, Ask, Memory, Need, OnPrimary, Question, Sampler, wait_budget};
 
 use model::Millis;
 use std::fmt;

@@ -9,14 +9,23 @@ use model::{Epoch, Millis, Moment, NodeId};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ack(pub u64);
 
+/// A question for the primary's position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    epoch: Epoch,
+    /// The newest acknowledgement that came before it was sent.
+    covers: Ack,
+}
+
 /// Group sampling: at most one question for the primary's position is on its way per worker, and its answer serves every
-/// session that was acknowledged before it was sent.
+/// session that was acknowledged before it was sent. A question that was given up may still be answered, after another one
+/// was sent: what an answer covers goes by its own question.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     epoch: Epoch,
     acked: Ack,
-    /// The newest acknowledgement that the question on its way covers.
-    asked: Option<Ack>,
+    /// The question on its way.
+    asked: Option<Question>,
     /// Whether somebody needs more than that question covers.
     again: bool,
     answered: Option<(Ack, Point)>,
@@ -26,7 +35,7 @@ pub struct Sampler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Send `SELECT pg_current_wal_insert_lsn()` now, and wait.
-    Send,
+    Send(Question),
     /// A question is on its way; wait for [`Sampler::heard`].
     Wait,
 }
@@ -46,39 +55,51 @@ impl Sampler {
     /// A session needs a position behind `ack`, and [`Sampler::position`] knows none.
     pub fn ask(&mut self, ack: Ack) -> Ask {
         match self.asked {
-            Some(covered) => {
-                self.again |= ack > covered;
+            Some(question) => {
+                self.again |= ack > question.covers;
                 Ask::Wait
             }
-            None => {
-                self.asked = Some(self.acked);
-                Ask::Send
-            }
+            None => Ask::Send(self.question()),
         }
     }
 
-    /// The answer came, already rounded ([`crate::token::rounded`]). `true` if another question is to be sent at once.
-    pub fn heard(&mut self, point: Point) -> bool {
-        // An answer of an earlier primacy answers nothing.
-        let Some(covered) = self.asked.take() else { return false };
-        self.answered = Some((covered, point));
-        let again = std::mem::take(&mut self.again);
-        if again {
-            self.asked = Some(self.acked);
+    fn question(&mut self) -> Question {
+        let question = Question { epoch: self.epoch, covers: self.acked };
+        self.asked = Some(question);
+        question
+    }
+
+    /// The answer came, already rounded ([`crate::token::rounded`]); `point` has the epoch of the primary that gave it.
+    /// Another question, if one is to be sent at once.
+    pub fn heard(&mut self, question: Question, point: Point) -> Option<Question> {
+        // An answer to, or of, another primacy answers nothing.
+        if question.epoch != self.epoch || point.epoch != self.epoch {
+            self.failed(question);
+            return None;
         }
-        again
+        if self.answered.is_none_or(|(covered, _)| covered <= question.covers) {
+            self.answered = Some((question.covers, point));
+        }
+        if self.asked != Some(question) {
+            return None;
+        }
+        self.asked = None;
+        std::mem::take(&mut self.again).then(|| self.question())
     }
 
     /// The question failed; whoever waits has to ask again or go to the primary.
-    pub fn failed(&mut self) {
-        self.asked = None;
-        self.again = false;
+    pub fn failed(&mut self, question: Question) {
+        if self.asked == Some(question) {
+            self.asked = None;
+            self.again = false;
+        }
     }
 
     /// Another primary took over. What is on its way is of no use.
     pub fn restart(&mut self, epoch: Epoch) {
         self.epoch = epoch;
-        self.failed();
+        self.asked = None;
+        self.again = false;
         self.answered = None;
     }
 

@@ -61,8 +61,7 @@ fn a_session_reads_its_own_writes() {
     assert_eq!(may_read(&behind, memory.need(Level::Session, &sampler, &[behind], Moment(0))), Ok(()));
     memory.on_primary(&mut sampler);
     assert_eq!(memory.need(Level::Session, &sampler, &[behind], Moment(1)), Need::Position(Ack(1)));
-    assert_eq!(sampler.ask(Ack(1)), Ask::Send);
-    assert!(!sampler.heard(point(100)));
+    assert_eq!(answer(&mut sampler, Ack(1), point(100)), None);
     let need = memory.need(Level::Session, &sampler, &[behind], Moment(2));
     assert_eq!(may_read(&behind, need), Err(Why::Behind(LagBytes(10))));
     assert_eq!(may_read(&replica(1, 100, 2), need), Ok(()));
@@ -72,21 +71,35 @@ fn a_session_reads_its_own_writes() {
     assert_eq!(memory.export(&sampler, &[]), Some(point(100)));
 }
 
+/// The question that is sent now.
+fn sent(sampler: &mut Sampler, ack: Ack) -> Question {
+    match sampler.ask(ack) {
+        Ask::Send(question) => question,
+        Ask::Wait => panic!("a question is on its way"),
+    }
+}
+
+/// A question is sent and answered at once; the next one, if one is due.
+fn answer(sampler: &mut Sampler, ack: Ack, point: Point) -> Option<Question> {
+    let question = sent(sampler, ack);
+    sampler.heard(question, point)
+}
+
 #[test]
 fn one_question_serves_all_who_wrote_before_it_and_nobody_after() {
     let mut sampler = Sampler::new(Epoch(1));
     let (first, second) = (sampler.acknowledged(), sampler.acknowledged());
-    assert_eq!(sampler.ask(first), Ask::Send);
+    let question = sent(&mut sampler, first);
     assert_eq!(sampler.ask(second), Ask::Wait);
     let late = sampler.acknowledged();
     assert_eq!(sampler.ask(late), Ask::Wait);
     // The answer lies behind the first two, but perhaps before the third: another question goes out at once.
-    assert!(sampler.heard(point(50)));
+    let next = sampler.heard(question, point(50)).expect("another question");
     assert_eq!(
         [sampler.position(first), sampler.position(second), sampler.position(late)],
         [Some(point(50)), Some(point(50)), None]
     );
-    assert!(!sampler.heard(point(60)));
+    assert_eq!(sampler.heard(next, point(60)), None);
     assert_eq!(sampler.position(late), Some(point(60)));
 }
 
@@ -94,12 +107,38 @@ fn one_question_serves_all_who_wrote_before_it_and_nobody_after() {
 fn a_failed_question_is_asked_again_and_an_old_primary_answers_nothing() {
     let mut sampler = Sampler::new(Epoch(1));
     let ack = sampler.acknowledged();
-    assert_eq!(sampler.ask(ack), Ask::Send);
-    sampler.failed();
-    assert_eq!(sampler.ask(ack), Ask::Send);
+    let question = sent(&mut sampler, ack);
+    sampler.failed(question);
+    let question = sent(&mut sampler, ack);
     sampler.restart(Epoch(2));
-    assert!(!sampler.heard(point(50)));
+    assert_eq!(sampler.heard(question, point(50)), None);
     assert_eq!(sampler.position(ack), None);
+    // Also where the new one is being asked already: its own answer is what counts.
+    let new = sent(&mut sampler, ack);
+    assert_eq!(sampler.heard(question, point(50)), None);
+    sampler.failed(question);
+    assert_eq!((sampler.position(ack), sampler.ask(ack)), (None, Ask::Wait));
+    // Asked of the new one, and answered by the old one.
+    assert_eq!(sampler.heard(new, point(50)), None);
+    assert_eq!(sampler.position(ack), None);
+    let of_new = Point { epoch: Epoch(2), ..point(50) };
+    assert_eq!(answer(&mut sampler, ack, of_new), None);
+    assert_eq!(sampler.position(ack), Some(of_new));
+}
+
+#[test]
+fn a_late_answer_covers_what_its_own_question_covered() {
+    let mut sampler = Sampler::new(Epoch(1));
+    let first = sampler.acknowledged();
+    let given_up = sent(&mut sampler, first);
+    sampler.failed(given_up);
+    let later = sampler.acknowledged();
+    let question = sent(&mut sampler, later);
+    // The session wrote between the two questions: the answer to the first may lie before that.
+    assert_eq!(sampler.heard(given_up, point(50)), None);
+    assert_eq!((sampler.position(first), sampler.position(later)), (Some(point(50)), None));
+    assert_eq!(sampler.heard(question, point(60)), None);
+    assert_eq!(sampler.position(later), Some(point(60)));
 }
 
 #[test]
@@ -166,8 +205,7 @@ fn what_was_seen_on_the_primary_is_not_unseen_either() {
     memory.on_replica(&replica(1, 100, 5), Level::Session, Moment(10));
     memory.on_primary(&mut sampler);
     assert!(memory.is_dirty());
-    sampler.ask(Ack(1));
-    sampler.heard(point(200));
+    answer(&mut sampler, Ack(1), point(200));
     let need = memory.need(Level::Session, &sampler, &[], Moment(11));
     assert_eq!(needed(need).only, None);
     assert_eq!(may_read(&replica(2, 199, 0), need), Err(Why::Behind(LagBytes(1))));
@@ -334,8 +372,7 @@ proptest! {
                 }
                 Step::Sample => {
                     if let Need::Position(ack) = memory.need(Level::Session, &sampler, &known, now) {
-                        let _ = sampler.ask(ack);
-                        sampler.heard(point(primary));
+                        answer(&mut sampler, ack, point(primary));
                     }
                 }
                 Step::ReadOnReplica => {
