@@ -15,8 +15,10 @@ use tokio_postgres::{Client, NoTls};
 const KEYS: i64 = 4;
 /// Clients at once.
 const CLIENTS: u32 = 8;
-/// How long the router may hold a statement, and a little.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the router may hold a statement.
+const HOLD: Duration = Duration::from_secs(60);
+/// The same and a little: whoever waits longer stands still.
+const PATIENCE: Duration = Duration::from_secs(100);
 
 /// A `stemma router` before a cluster, with reads on replicas; ended when dropped.
 pub struct Front {
@@ -47,10 +49,11 @@ impl Front {
         let apis: Vec<String> =
             cluster.nodes.values().map(|node| format!("\"http://127.0.0.1:{}\"", node.api_port)).collect();
         let text = format!(
-            "nodes = [{}]\n[router]\nlisten = \"127.0.0.1:{port}\"\nusers_file = \"{}\"\nhold = \"60s\"\nsplit = true\n\
-             consistency = \"{consistency}\"\n",
+            "nodes = [{}]\n[router]\nlisten = \"127.0.0.1:{port}\"\nusers_file = \"{}\"\nhold = \"{}s\"\nsplit = true\n\
+             consistency = \"{consistency}\"\nadmins = [\"postgres\"]\n",
             apis.join(", "),
-            users.display()
+            users.display(),
+            HOLD.as_secs()
         );
         let file = room.path().join("router.toml");
         std::fs::write(&file, text).expect("written");
@@ -71,11 +74,46 @@ impl Front {
         std::fs::read_to_string(Path::new(self.room.path()).join("log")).unwrap_or_default()
     }
 
+    /// What it says of itself, for who wonders what it does.
+    async fn account(&self) -> String {
+        let mut console = self.options.clone();
+        console.dbname("stemma");
+        let mut text = self.log();
+        let Ok((client, connection)) = console.connect(NoTls).await else {
+            return text + "\nthe console lets nobody in";
+        };
+        tokio::spawn(connection);
+        for command in ["SHOW NODES", "SHOW ROUTES", "SHOW CLIENTS", "SHOW HELD", "SHOW POOLS", "SHOW SERVERS"] {
+            text.push_str(&format!("\n{command}\n"));
+            // A worker that answers nothing is what this is about.
+            match tokio::time::timeout(Duration::from_secs(5), client.simple_query(command)).await {
+                Err(_) => text.push_str("  no answer\n"),
+                Ok(Err(error)) => text.push_str(&format!("  {error:?}\n")),
+                Ok(Ok(messages)) => {
+                    for message in messages {
+                        let tokio_postgres::SimpleQueryMessage::Row(row) = message else { continue };
+                        let cells: Vec<&str> = (0..row.len()).map(|at| row.get(at).unwrap_or("-")).collect();
+                        text.push_str(&format!("  {}\n", cells.join(" | ")));
+                    }
+                }
+            }
+        }
+        text
+    }
+
+    /// What a client gets in time; that it stands still is a fault of the router.
+    async fn in_time<T>(&self, what: &str, asked: impl Future<Output = T>) -> T {
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(done) => done,
+            Err(_) => panic!("{what} is not answered in {PATIENCE:?}\n{}", self.account().await),
+        }
+    }
+
     /// A client, tried for until the router lets it in.
     pub async fn client(&self) -> Client {
         let began = Instant::now();
         loop {
-            match self.options.connect(NoTls).await {
+            match self.in_time("a login", self.options.connect(NoTls)).await {
                 Ok((client, connection)) => {
                     tokio::spawn(connection);
                     return client;
@@ -201,17 +239,18 @@ async fn client(
         let began = clock();
         let mut place = String::new();
         let (key, did) = match dice.below(if writes_often { 6 } else { 60 }) {
-            0 => (key, raise(&connection, key).await),
-            1 => (-key, Some(append(&connection, -key, values.fetch_add(1, Ordering::Relaxed)).await)),
+            0 => (key, front.in_time("a write", raise(&connection, key)).await),
+            1 => {
+                let value = values.fetch_add(1, Ordering::Relaxed);
+                (-key, Some(front.in_time("a write", append(&connection, -key, value)).await))
+            }
             choice if choice.is_multiple_of(2) => {
-                let row = connection.query_opt("SELECT version, place() FROM registers WHERE key = $1", &[&key]).await;
-                let row = row.ok().flatten();
+                let row = seen(front, &connection, "SELECT version, place() FROM registers WHERE key = $1", key).await;
                 place = row.as_ref().map(|row| row.get(1)).unwrap_or_default();
                 (key, row.map(|row| Did::Saw(row.get(0))))
             }
             _ => {
-                let row = connection.query_opt("SELECT items, place() FROM lists WHERE key = $1", &[&-key]).await;
-                let row = row.ok().flatten();
+                let row = seen(front, &connection, "SELECT items, place() FROM lists WHERE key = $1", -key).await;
                 place = row.as_ref().map(|row| row.get(1)).unwrap_or_default();
                 (-key, row.map(|row| Did::Listed(row.get(0))))
             }
@@ -221,6 +260,10 @@ async fn client(
         tokio::time::sleep(Duration::from_millis(dice.below(20))).await;
     }
     (operations, on_replicas)
+}
+
+async fn seen(front: &Front, connection: &Client, sql: &str, key: i64) -> Option<tokio_postgres::Row> {
+    front.in_time("a read", connection.query_opt(sql, &[&key])).await.ok().flatten()
 }
 
 async fn raise(connection: &Client, key: i64) -> Option<Did> {
