@@ -48,7 +48,7 @@ use model::{Epoch, Trouble};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
@@ -88,7 +88,7 @@ pub struct Global {
 impl Global {
     /// The shared part of a pool. Not on the way of a query: workers remember it.
     pub fn shared_pool(&self, key: &PoolKey) -> Arc<SharedPool> {
-        let mut pools = self.pools.lock().expect("no panic under this lock");
+        let mut pools = self.pools_in_use();
         pools
             .entry(key.clone())
             .or_insert_with(|| {
@@ -101,7 +101,14 @@ impl Global {
 
     /// All pools.
     pub fn all_pools(&self) -> Vec<Arc<SharedPool>> {
-        self.pools.lock().expect("no panic under this lock").values().cloned().collect()
+        self.pools_in_use().values().cloned().collect()
+    }
+
+    /// Without those of the past: no worker has them any more, and no connection.
+    fn pools_in_use(&self) -> MutexGuard<'_, HashMap<PoolKey, Arc<SharedPool>>> {
+        let mut pools = self.pools.lock().expect("no panic under this lock");
+        pools.retain(|_, pool| Arc::strong_count(pool) > 1);
+        pools
     }
 
     /// Holds new statements, or lets them go on.

@@ -54,6 +54,31 @@ async fn it_tells_who_is_there_and_why_servers_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pools_of_former_primacies_are_gone() {
+    let server = Server::new();
+    let (front, console) = front(&server).await;
+    let client = front.client().await;
+    for epoch in 2..5 {
+        assert_eq!(one(&client, "SELECT 'here'").await, "here");
+        front.topology.send_replace(server.topology(epoch));
+        let client = front.client().await;
+        // Told at once, and forgotten when the next look at its users comes round.
+        let current = format!("write (epoch {epoch})");
+        let began = std::time::Instant::now();
+        loop {
+            assert_eq!(one(&client, "SELECT 'here'").await, "here");
+            let told = console.query("SHOW POOLS", &[]).await.expect("listed");
+            let purposes: Vec<String> = told.iter().map(|row| row.get("purpose")).collect();
+            if purposes == [current.as_str()] {
+                break;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "{purposes:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pause_holds_new_statements_until_resume() {
     let server = Server::new();
     let (front, console) = front(&server).await;
