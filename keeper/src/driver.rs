@@ -6,6 +6,7 @@ mod comeback;
 mod configure;
 mod operate;
 mod primacy;
+mod restarts;
 mod serve;
 mod upstream;
 
@@ -30,6 +31,7 @@ use model::units::{Millis, Moment};
 use model::{ClusterState, Lsn, NodeId, NodeSample, Role, Trouble};
 use postgres::{ActiveFiles, DataDir, Server, ServerConfig, ServerSpec, Sql, StopMode};
 use primacy::Primacy;
+use restarts::Restarts;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,12 +47,6 @@ const STOP_DEADLINE: Duration = Duration::from_secs(60);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a stopped copy waits for a primary to follow before it is started alone.
 const LONELY_PATIENCE: Millis = Millis(3_000);
-/// First pause after a server that would not start; doubled up to `START_PAUSE_MAX`.
-const START_PAUSE_MIN: Millis = Millis(250);
-/// See `START_PAUSE_MIN`.
-const START_PAUSE_MAX: Millis = Millis(30_000);
-/// A server that ran this long had started well: the next crash is a new story.
-const STEADY_AFTER: Millis = Millis(60_000);
 /// A receiver that is away for longer than this, with an upstream that answers, is starved.
 const STARVED_AFTER: Millis = Millis(3_000);
 /// How often a replica that looks ahead of its primary asks whether it is.
@@ -88,11 +84,9 @@ pub struct Driver {
     sql: Arc<Sql>,
     lineage_note: Option<tokio::task::JoinHandle<()>>,
     server: Option<Server>,
-    started_at: Moment,
+    restarts: Restarts,
     /// Where the running server's part of its log begins.
     log_began_at: u64,
-    failures: u32,
-    start_not_before: Moment,
     control: Option<Control>,
     lineage: Lineage,
     lineage_asked_at: Option<Moment>,
@@ -152,10 +146,8 @@ impl Driver {
             sql,
             lineage_note: None,
             server,
-            started_at: now,
+            restarts: Restarts::new(now),
             log_began_at: postgres::server_log_size(&parts.spec),
-            failures: 0,
-            start_not_before: now,
             control: None,
             lineage: Lineage::Unknown,
             lineage_asked_at: None,
@@ -282,6 +274,9 @@ impl Driver {
         self.reap(&turn).await?;
         let sample = self.parts.observations.own().filter(|sample| sample.seq >= self.wait_sample);
         let facts = sample.as_deref().and_then(running_facts);
+        if self.server.is_some() && facts.is_some() {
+            self.restarts.answers();
+        }
         let follows = turn.state.value.following().is_some();
         let looked = if follows { self.following(&turn, facts).await } else { self.primacy(&turn, facts).await };
         match looked? {
@@ -403,16 +398,11 @@ impl Driver {
         // Backends can outlive their postmaster and could still acknowledge commits: none may be left before anything
         // else is done.
         let killed = postgres::kill_everything(&self.parts.spec, KILL_DEADLINE).await?;
-        if turn.now.since(self.started_at) > STEADY_AFTER {
-            self.failures = 0;
-        }
-        self.failures += 1;
-        let pause = START_PAUSE_MIN.0.saturating_mul(1 << self.failures.saturating_sub(2).min(10));
-        let pause = if self.failures <= 1 { 0 } else { pause.min(START_PAUSE_MAX.0) };
-        self.start_not_before = turn.now.plus(Millis(pause));
+        let pause = self.restarts.went_away(turn.now);
         self.consider_hand_over(turn);
         let reason = postgres::last_words(&self.parts.spec, self.log_began_at);
-        tracing::warn!(killed, failures = self.failures, pause_ms = pause, reason, "database server went away");
+        let failures = self.restarts.failures();
+        tracing::warn!(killed, failures, pause_ms = pause.0, reason, "database server went away");
         self.parts.local.set_phase(Phase::Failed { reason });
         Ok(())
     }
@@ -511,9 +501,12 @@ impl Driver {
     }
 
     async fn start(&mut self, role: Role, turn: &Turn) -> Result<bool, Trouble> {
-        if turn.now < self.start_not_before {
-            let wait = self.start_not_before.since(turn.now);
+        // Until somebody takes writes, a failover may wait for what this server holds.
+        let needed = role == Role::Replica && !self.primary_answers(turn);
+        if let Some(wait) = self.restarts.wait(turn.now, needed) {
             self.parts.local.set_doing(Some(format!("starts the server again in {} ms", wait.0)));
+            // Whoever could not take over when it crashed may be back.
+            self.consider_hand_over(turn);
             return Ok(false);
         }
         self.parts.local.set_doing(Some(format!("starting the server as {role}")));
@@ -527,7 +520,7 @@ impl Driver {
         self.lonely_since = None;
         // A server that we start reads what lies in its data directory and nothing else.
         self.active = None;
-        self.started_at = turn.now;
+        self.restarts.starts(turn.now);
         self.receiver_seen_at = turn.now;
         self.log_began_at = postgres::server_log_size(&self.parts.spec);
         match Server::start(&self.parts.spec).await {
@@ -543,9 +536,7 @@ impl Driver {
                 Ok(true)
             }
             Err(trouble) => {
-                self.failures += 1;
-                let pause = START_PAUSE_MIN.0.saturating_mul(1 << self.failures.min(10)).min(START_PAUSE_MAX.0);
-                self.start_not_before = turn.now.plus(Millis(pause));
+                self.restarts.did_not_start(turn.now);
                 self.parts.local.set_phase(Phase::Failed { reason: trouble.to_string() });
                 Err(trouble)
             }
@@ -587,7 +578,7 @@ impl Driver {
         self.control = None;
         self.lineage = Lineage::Unknown;
         self.log_gone = None;
-        self.failures = 0;
+        self.restarts.forget();
         self.parts.local.set_phase(Phase::Empty);
         Ok(())
     }

@@ -515,10 +515,20 @@ pub fn last_words(spec: &ServerSpec, since: u64) -> String {
 
 fn last_words_in(log: &str) -> Option<String> {
     let says = |line: &&str, what: &str| line.contains(what);
-    // Sessions that lose their postmaster complain too; they are not the cause.
+    // What sessions complain of is not the cause: that they lose their postmaster, or are not let in. Their lines name
+    // user and database (`log_line_prefix`). Nor is it that a replica does not reach its primary.
+    let by_session = |line: &&str, level: &str| line.split_once(level).is_some_and(|(head, _)| head.contains('@'));
+    let harmless = [
+        "terminating connection",
+        "terminating walreceiver",
+        "WAL stream",
+        "end-of-streaming",
+        "could not connect to the primary",
+    ];
     let is_cause = |line: &&str| {
-        let fatal = ["FATAL:  ", "PANIC:  "].iter().any(|level| says(line, level));
-        fatal && !says(line, "terminating connection") || says(line, "was terminated by signal")
+        let panics = says(line, "PANIC:  ") || says(line, "was terminated by signal");
+        let fatal = says(line, "FATAL:  ") && !by_session(line, "FATAL:  ");
+        panics || (fatal && !harmless.iter().any(|what| says(line, what)))
     };
     let lines: Vec<&str> = log.lines().collect();
     let at = lines.iter().rposition(is_cause)?;
@@ -562,5 +572,10 @@ mod tests {
             Some("startup process (PID 7) was terminated by signal 9: Killed")
         );
         assert_eq!(last_words_in("t [1] LOG:  redo starts at 0/20000D8"), None);
+        let noise = "t [9] postgres@postgres FATAL:  pg_hba.conf rejects connection for host \"127.0.0.1\"\n\
+            t [8] stemma@postgres FATAL:  the database system is starting up\n\
+            t [7] FATAL:  could not connect to the primary server: connection refused\n\
+            t [6] FATAL:  could not receive data from WAL stream: SSL SYSCALL error: EOF detected";
+        assert_eq!(last_words_in(noise), None, "of a server that was killed nothing is left to say");
     }
 }

@@ -213,7 +213,8 @@ impl World {
             let known = before.failovers.last().map(|it| it.epoch);
             let news = state.failovers.iter().filter(|it| Some(it.epoch) > known);
             let automatic = news.filter(|it| it.phase == FailoverPhase::Done && it.kind == FailoverKind::Automatic);
-            keeper.failovers.extend(automatic.map(|_| local));
+            let counted = automatic.filter(|it| cluster::failover::budget::counts(&it.because));
+            keeper.failovers.extend(counted.map(|_| local));
         }
         let joining = state.members.values().filter(|member| member.stage == Stage::Joining).map(|member| member.id);
         let joining: BTreeSet<NodeId> = joining.collect();

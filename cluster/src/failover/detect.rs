@@ -93,11 +93,14 @@ pub enum Verdict {
     },
 }
 
+/// The reason of an attempt that cannot be a false alarm: it is stored with the attempt, and tells it apart afterwards.
+pub const GONE: &str = "its keeper says that the server's processes are gone";
+
 /// Is the target gone?
 pub fn verdict(evidence: &Evidence) -> Verdict {
     match &evidence.own_word {
         Some(OwnWord::Gone) => {
-            return Verdict::Dead { because: "its keeper says that the server's processes are gone".to_owned() };
+            return Verdict::Dead { because: GONE.to_owned() };
         }
         Some(OwnWord::Stalled { for_ms, what }) if *for_ms >= STALLED_AFTER => {
             return Verdict::Dead { because: format!("its keeper says that {what} has been stalled for {for_ms} ms") };

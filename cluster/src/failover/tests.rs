@@ -249,8 +249,19 @@ fn silence_alone_is_not_death() {
 
 #[test]
 fn the_budget_delays_and_never_starves() {
-    let wait = |done: u64| budget::wait(&vec![Moment(5_000); done as usize], Moment(6_000));
-    assert_eq!([wait(0), wait(2), wait(3), wait(4), wait(60)].map(|it| it.0), [0, 0, 1_000, 2_000, 60_000]);
+    let wait = |because: &str, done: u64| budget::wait(because, &vec![Moment(5_000); done as usize], Moment(6_000)).0;
+    let silent = "2 of 3 keepers miss its heartbeats and its replicas lost it";
+    assert_eq!([0, 2, 3, 4, 60].map(|done| wait(silent, done)), [0, 0, 1_000, 2_000, 60_000]);
+    // Whose own keeper says so is gone, and nobody flaps.
+    let gone = detect::Evidence {
+        members: 3,
+        limit: Millis(700),
+        said: BTreeMap::new(),
+        own_word: Some(detect::OwnWord::Gone),
+    };
+    let detect::Verdict::Dead { because } = detect::verdict(&gone) else { panic!("dead") };
+    assert_eq!([3, 60].map(|done| wait(&because, done)), [0, 0]);
+    assert!(!budget::counts(&because) && budget::counts(silent));
 }
 
 #[test]

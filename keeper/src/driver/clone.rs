@@ -109,7 +109,7 @@ impl Driver {
         };
         source == state.rule.primary
             && self.clone_attempts == 0
-            && turn.now.since(self.started_at) < REPLICA_PATIENCE
+            && turn.now.since(self.restarts.started_at()) < REPLICA_PATIENCE
             && state.members.values().any(unheard)
     }
 

@@ -522,10 +522,11 @@ impl Driver {
         }
     }
 
-    /// After a crash of the server: whether others should take over rather than wait for it to come back.
+    /// After a crash of the server, and while it is down: whether others should take over rather than wait for it to come
+    /// back.
     pub(super) fn consider_hand_over(&mut self, turn: &Turn) {
         let state = &turn.state.value;
-        if procedure::leader_of(state) != self.parts.me || state.failover.is_some() {
+        if procedure::leader_of(state) != self.parts.me || state.failover.is_some() || self.hands_over(turn) {
             return;
         }
         let sample = None;
@@ -535,8 +536,9 @@ impl Driver {
         let redo =
             postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
         let backlog = self.part.was_at.map_or(0, |at| at.lag_of(redo).0);
-        let expected = Millis(RESTART_EXPECTED.0 + backlog / REPLAY_BYTES_PER_MS);
-        match detect::after_crash(expected, policy.failover_expected, self.failures, can) {
+        let pause = self.restarts.wait(turn.now, false).unwrap_or_default();
+        let expected = Millis(pause.0 + RESTART_EXPECTED.0 + backlog / REPLAY_BYTES_PER_MS);
+        match detect::after_crash(expected, policy.failover_expected, self.restarts.failures(), can) {
             detect::Crash::HandOver => self.part.hand_over_until = Some(turn.now.plus(HAND_OVER_WAIT)),
             detect::Crash::Restart => {}
         }

@@ -401,7 +401,8 @@ impl Inner {
         let newest = state.failovers.last().map_or(Epoch(0), |it| it.epoch);
         let known = *self.last_seen.get_or_insert(newest);
         let news = state.failovers.iter().filter(|it| it.epoch > known);
-        let done = news.filter(|it| it.phase == FailoverPhase::Done && it.kind == FailoverKind::Automatic).count();
+        let automatic = news.filter(|it| it.phase == FailoverPhase::Done && it.kind == FailoverKind::Automatic);
+        let done = automatic.filter(|it| budget::counts(&it.because)).count();
         self.failovers.extend(std::iter::repeat_n(now, done));
         self.failovers.retain(|at| now.since(*at) < budget::WINDOW);
         self.last_seen = Some(newest.max(known));
@@ -510,7 +511,7 @@ impl Inner {
         match detect::verdict(&evidence) {
             detect::Verdict::Dead { because } => {
                 let since = *self.dead_since.get_or_insert(now);
-                (now.since(since) >= budget::wait(&self.failovers, now)).then_some(because)
+                (now.since(since) >= budget::wait(&because, &self.failovers, now)).then_some(because)
             }
             detect::Verdict::Alive | detect::Verdict::Suspect { .. } => {
                 self.dead_since = None;

@@ -285,7 +285,7 @@ impl World {
         match detect::verdict(&evidence) {
             detect::Verdict::Dead { because } => {
                 let since = *keeper.dead_since.get_or_insert(local);
-                let wait = budget::wait(&keeper.failovers, local);
+                let wait = budget::wait(&because, &keeper.failovers, local);
                 (local.since(since) >= wait).then_some(because)
             }
             detect::Verdict::Alive | detect::Verdict::Suspect { .. } => {
