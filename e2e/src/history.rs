@@ -6,6 +6,26 @@
 //! and their order; all reads of a list must be beginnings of what it is in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What reads were promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// To see what their session wrote, and never less than it saw.
+    Session,
+    /// To miss nothing that was acknowledged longer ago. To their session they promise nothing.
+    Bounded(Duration),
+}
+
+impl Promise {
+    /// As the router is told.
+    pub fn level(self) -> String {
+        match self {
+            Promise::Session => "session".to_owned(),
+            Promise::Bounded(bound) => format!("bounded:{}ms", bound.as_millis()),
+        }
+    }
+}
 
 /// What a client did and saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +51,7 @@ pub enum Outcome {
     Unknown,
 }
 
-/// One operation of one session. Times are of one clock, in any unit.
+/// One operation of one session. Times are of one clock, in microseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
     /// Which session; its operations follow one another.
@@ -91,21 +111,25 @@ pub fn account(operations: &[Operation], violation: &Violation) -> String {
     lines.join("\n")
 }
 
-/// What is wrong with a history. `end` holds the lists as they are in the end; `bound` is how much a read may miss.
-pub fn violations(operations: &[Operation], end: &BTreeMap<i64, Vec<i64>>, bound: Option<u64>) -> Vec<Violation> {
+/// What is wrong with a history. `end` holds the lists as they are in the end.
+pub fn violations(operations: &[Operation], end: &BTreeMap<i64, Vec<i64>>, promise: Promise) -> Vec<Violation> {
     let mut found = Vec::new();
-    let mut sessions: BTreeMap<u32, Vec<&Operation>> = BTreeMap::new();
-    for operation in operations {
-        sessions.entry(operation.session).or_default().push(operation);
-    }
-    for operations in sessions.values_mut() {
-        operations.sort_by_key(|operation| operation.began);
-        in_session(operations, &mut found);
+    match promise {
+        Promise::Session => {
+            let mut sessions: BTreeMap<u32, Vec<&Operation>> = BTreeMap::new();
+            for operation in operations {
+                sessions.entry(operation.session).or_default().push(operation);
+            }
+            for operations in sessions.values_mut() {
+                operations.sort_by_key(|operation| operation.began);
+                in_session(operations, &mut found);
+            }
+        }
+        Promise::Bounded(bound) => {
+            staleness(operations, u64::try_from(bound.as_micros()).unwrap_or(u64::MAX), &mut found);
+        }
     }
     lists(operations, end, &mut found);
-    if let Some(bound) = bound {
-        staleness(operations, bound, &mut found);
-    }
     found
 }
 
@@ -250,8 +274,9 @@ mod tests {
     #[test]
     fn a_good_history_passes() {
         let (operations, end) = good();
-        assert_eq!(violations(&operations, &end, None), []);
-        assert_eq!(violations(&operations, &end, Some(12)), [], "nobody missed more than 12 units");
+        assert_eq!(violations(&operations, &end, Promise::Session), []);
+        let loose = Promise::Bounded(Duration::from_micros(12));
+        assert_eq!(violations(&operations, &end, loose), [], "nobody missed more than 12 units");
     }
 
     #[test]
@@ -274,14 +299,14 @@ mod tests {
         for (what, expected, change) in cases {
             let (mut operations, mut end) = good();
             change(&mut operations, &mut end);
-            assert_eq!(kinds(&violations(&operations, &end, None)), *expected, "{what}");
+            assert_eq!(kinds(&violations(&operations, &end, Promise::Session)), *expected, "{what}");
         }
     }
 
     #[test]
     fn a_read_that_misses_more_than_the_bound_is_stale() {
         let (operations, end) = good();
-        let found = violations(&operations, &end, Some(5));
+        let found = violations(&operations, &end, Promise::Bounded(Duration::from_micros(5)));
         assert_eq!(kinds(&found), ["stale", "stale"], "version 0 ten after version 1; an empty list ten after 7");
     }
 }

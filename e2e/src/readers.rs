@@ -2,7 +2,7 @@
 //! what the clients saw, for `history` to judge.
 
 use crate::cluster::Cluster;
-use crate::history::{Did, Operation, Outcome};
+use crate::history::{Did, Operation, Outcome, Promise};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -35,9 +35,8 @@ impl Drop for Front {
 }
 
 impl Front {
-    /// For the superuser of a cluster, with this `consistency`; `unchecked` makes a debug build read without looking at
-    /// positions.
-    pub fn before(cluster: &Cluster, consistency: &str, unchecked: bool) -> Front {
+    /// For the superuser of a cluster; `unchecked` makes a debug build read without looking at positions.
+    pub fn before(cluster: &Cluster, promise: Promise, unchecked: bool) -> Front {
         use std::os::unix::fs::PermissionsExt;
         let room = tempfile::tempdir().expect("a directory");
         let mut options: tokio_postgres::Config = cluster.node("n1").uri.parse().expect("a URI");
@@ -50,10 +49,11 @@ impl Front {
             cluster.nodes.values().map(|node| format!("\"http://127.0.0.1:{}\"", node.api_port)).collect();
         let text = format!(
             "nodes = [{}]\n[router]\nlisten = \"127.0.0.1:{port}\"\nusers_file = \"{}\"\nhold = \"{}s\"\nsplit = true\n\
-             consistency = \"{consistency}\"\nadmins = [\"postgres\"]\n",
+             consistency = \"{}\"\nadmins = [\"postgres\"]\n",
             apis.join(", "),
             users.display(),
-            HOLD.as_secs()
+            HOLD.as_secs(),
+            promise.level()
         );
         let file = room.path().join("router.toml");
         std::fs::write(&file, text).expect("written");
@@ -237,24 +237,31 @@ async fn client(
         }
         let key = 1 + i64::try_from(dice.below(KEYS as u64)).expect("small");
         let began = clock();
-        let mut place = String::new();
-        let (key, did) = match dice.below(if writes_often { 6 } else { 60 }) {
-            0 => (key, front.in_time("a write", raise(&connection, key)).await),
-            1 => {
-                let value = values.fetch_add(1, Ordering::Relaxed);
-                (-key, Some(front.in_time("a write", append(&connection, -key, value)).await))
-            }
-            choice if choice.is_multiple_of(2) => {
-                let row = seen(front, &connection, "SELECT version, place() FROM registers WHERE key = $1", key).await;
-                place = row.as_ref().map(|row| row.get(1)).unwrap_or_default();
-                (key, row.map(|row| Did::Saw(row.get(0))))
-            }
-            _ => {
-                let row = seen(front, &connection, "SELECT items, place() FROM lists WHERE key = $1", -key).await;
-                place = row.as_ref().map(|row| row.get(1)).unwrap_or_default();
-                (-key, row.map(|row| Did::Listed(row.get(0))))
+        let choice = dice.below(if writes_often { 6 } else { 60 });
+        let begin = match choice {
+            0 | 1 => [None, Some("BEGIN"), Some("BEGIN ISOLATION LEVEL REPEATABLE READ")][dice.below(3) as usize],
+            _ => [None, None, Some("BEGIN READ ONLY")][dice.below(3) as usize],
+        };
+        let asked = async {
+            match choice {
+                0 => (key, raise(&connection, begin, key).await, None),
+                1 => {
+                    let value = values.fetch_add(1, Ordering::Relaxed);
+                    (-key, Some(append(&connection, begin, -key, value).await), None)
+                }
+                even if even.is_multiple_of(2) => {
+                    let sql = "SELECT version, place() FROM registers WHERE key = $1";
+                    let row = seen(&connection, begin, sql, key).await;
+                    (key, row.as_ref().map(|row| Did::Saw(row.get(0))), row)
+                }
+                _ => {
+                    let row = seen(&connection, begin, "SELECT items, place() FROM lists WHERE key = $1", -key).await;
+                    (-key, row.as_ref().map(|row| Did::Listed(row.get(0))), row)
+                }
             }
         };
+        let (key, did, row) = front.in_time("a statement", asked).await;
+        let place: String = row.map(|row| row.get(1)).unwrap_or_default();
         on_replicas += usize::from(place.starts_with("on "));
         operations.extend(did.map(|did| Operation { session, key, began, ended: clock(), did, place }));
         tokio::time::sleep(Duration::from_millis(dice.below(20))).await;
@@ -262,19 +269,44 @@ async fn client(
     (operations, on_replicas)
 }
 
-async fn seen(front: &Front, connection: &Client, sql: &str, key: i64) -> Option<tokio_postgres::Row> {
-    front.in_time("a read", connection.query_opt(sql, &[&key])).await.ok().flatten()
+/// How statements are run: alone, or in a transaction that begins like this.
+type Begin = Option<&'static str>;
+
+/// Runs one statement.
+async fn within(
+    connection: &Client,
+    begin: Begin,
+    sql: &str,
+    parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+) -> Result<Option<tokio_postgres::Row>, tokio_postgres::Error> {
+    let Some(begin) = begin else { return connection.query_opt(sql, parameters).await };
+    let run = async {
+        connection.batch_execute(begin).await?;
+        let row = connection.query_opt(sql, parameters).await?;
+        connection.batch_execute("COMMIT").await?;
+        Ok(row)
+    };
+    let ran = run.await;
+    if ran.is_err() {
+        // In vain where the connection is gone, or the transaction with it.
+        let _ = connection.batch_execute("ROLLBACK").await;
+    }
+    ran
 }
 
-async fn raise(connection: &Client, key: i64) -> Option<Did> {
+async fn seen(connection: &Client, begin: Begin, sql: &str, key: i64) -> Option<tokio_postgres::Row> {
+    within(connection, begin, sql, &[&key]).await.ok().flatten()
+}
+
+async fn raise(connection: &Client, begin: Begin, key: i64) -> Option<Did> {
     let sql = "UPDATE registers SET version = version + 1 WHERE key = $1 RETURNING version";
     // A write of unknown outcome promises nothing.
-    connection.query_one(sql, &[&key]).await.ok().map(|row| Did::Raised(row.get(0)))
+    within(connection, begin, sql, &[&key]).await.ok().flatten().map(|row| Did::Raised(row.get(0)))
 }
 
-async fn append(connection: &Client, key: i64, value: i64) -> Did {
+async fn append(connection: &Client, begin: Begin, key: i64, value: i64) -> Did {
     let sql = "UPDATE lists SET items = items || $2::bigint WHERE key = $1";
-    let outcome = match connection.execute(sql, &[&key, &value]).await {
+    let outcome = match within(connection, begin, sql, &[&key, &value]).await {
         Ok(_) => Outcome::Done,
         Err(error) => match error.code().map(tokio_postgres::error::SqlState::code) {
             Some("40001" | "57P03") => Outcome::Undone,

@@ -16,8 +16,6 @@ const ACCOUNTS: u64 = 1_000;
 const TELLERS: u64 = 10;
 /// Between two transactions of a client.
 const THINK: Duration = Duration::from_millis(2);
-/// So many failovers of one cluster in an hour are not delayed.
-pub const FAILOVERS_FREE: usize = 3;
 
 /// A longer stall asks for an explanation.
 const STALL_EXPLAINED: Duration = Duration::from_secs(1);
@@ -54,22 +52,6 @@ pub struct Report {
     pub violations: Vec<String>,
     /// The longest time between two answers to one client.
     pub longest_stall: Duration,
-}
-
-impl Report {
-    /// The report of both.
-    #[must_use]
-    pub fn and(mut self, other: Report) -> Report {
-        self.acknowledged += other.acknowledged;
-        for (state, count) in other.errors {
-            *self.errors.entry(state).or_default() += count;
-        }
-        self.unknown.extend(other.unknown);
-        self.lost_connections += other.lost_connections;
-        self.violations.extend(other.violations);
-        self.longest_stall = self.longest_stall.max(other.longest_stall);
-        self
-    }
 }
 
 impl fmt::Display for Report {

@@ -1,14 +1,16 @@
 //! `consistency_soak [MINUTES]`: rounds of half a minute in which clients read and write through a router while replicas
-//! are paused, killed and rebuilt and the primary changes; each is judged. Ends with an error at the first promise that is not kept.
+//! are paused, killed and rebuilt and the primary changes; each is judged. Every third asks for bounded staleness, the
+//! others for what sessions are promised. Ends with an error at the first promise that is not kept.
 //! `STEMMA_SEED` repeats a row.
 
 use e2e::Cluster;
-use e2e::history::{account, violations};
+use e2e::history::{Promise, account, violations};
 use e2e::readers::{Front, Hardship, run};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const ROUND: Duration = Duration::from_secs(30);
+const BOUNDED: Promise = Promise::Bounded(Duration::from_millis(300));
 
 #[tokio::main]
 async fn main() {
@@ -17,20 +19,29 @@ async fn main() {
     let seed = given.unwrap_or_else(|| u64::from(std::process::id()));
     println!("repeat with STEMMA_SEED={seed}");
     let cluster = Cluster::start(15, &[]).await;
-    let front = Arc::new(Front::before(&cluster, "session", false));
+    let [session, bounded] = [Promise::Session, BOUNDED].map(|it| (it, Arc::new(Front::before(&cluster, it, false))));
     let (began, mut round, mut total) = (Instant::now(), 0, [0_usize; 3]);
     while began.elapsed() < Duration::from_secs(minutes * 60) {
-        let seen = run(&cluster, &front, ROUND, seed.wrapping_add(round), Hardship::Rebuilds).await;
+        let (promise, front) = if round % 3 == 2 { &bounded } else { &session };
+        let seen = run(&cluster, front, ROUND, seed.wrapping_add(round), Hardship::Rebuilds).await;
         round += 1;
-        let found = violations(&seen.operations, &seen.end, None);
+        let found = violations(&seen.operations, &seen.end, *promise);
         let numbers = [seen.operations.len(), seen.on_replicas, seen.changes];
         total = std::array::from_fn(|index| total[index] + numbers[index]);
         println!(
-            "{round:>4}  {} operations, {} reads on replicas, {} changes of primary",
-            numbers[0], numbers[1], numbers[2]
+            "{round:>4}  {:<13}  {} operations, {} reads on replicas, {} changes of primary",
+            promise.level(),
+            numbers[0],
+            numbers[1],
+            numbers[2]
         );
         if let Some(first) = found.first() {
-            panic!("{} violations; the first:\n{}\n{}", found.len(), account(&seen.operations, first), front.log());
+            panic!(
+                "{} violations; the first: {first:?}\n{}\n{}",
+                found.len(),
+                account(&seen.operations, first),
+                front.log()
+            );
         }
     }
     println!(
