@@ -124,6 +124,9 @@ pub const SWITCHOVER_PHASE_MAX: Millis = Millis(10_000);
 pub const ROUTERS_WAIT: Millis = Millis(3_000);
 /// How long a switchover waits for the reports of replicas that answer, so that they acknowledge for the winner at once.
 pub const SWITCHOVER_REPORTS_WAIT: Millis = Millis(200);
+/// Where commits wait for several voters, fewer than all close the rule, and one of the others may have shown to readers what
+/// they do not hold: how long to wait for the reports of those that answer, so that it is not lost.
+pub const SHOWN_REPORTS_WAIT: Millis = Millis(200);
 /// Without acknowledgements: how long to wait for the reports of the remaining voters.
 pub const ASYNC_REPORTS_WAIT: Millis = Millis(500);
 /// Where only a recruit's descent closes an older rule: how long to wait for the reports of the voters.

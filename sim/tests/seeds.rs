@@ -108,7 +108,7 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 25] = [
     (Mutant::GrantAfterPromise, Some(CommitMode::Async), 138),
     (Mutant::NoWatcher, Some(CommitMode::Async), 87),
     (Mutant::PrimaryGoesOn, None, 5),
-    (Mutant::PromiseBeforeStop, None, 490),
+    (Mutant::PromiseBeforeStop, None, 705),
     (Mutant::RowNotFlushed, Some(CommitMode::Async), 60),
     (Mutant::StaleWrite, None, 4),
     (Mutant::DescentTooNear, None, 75),

@@ -18,8 +18,8 @@ use super::candidate::{self, Choice, choose};
 use super::recruit::{self, Closed, Report};
 use super::rejoin::{self, Rejoin};
 use super::{
-    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, DESCENT_REPORTS_WAIT, FORCED_PHASE_MAX, Policy, SWITCHOVER_PHASE_MAX,
-    SWITCHOVER_REPORTS_WAIT, UNDO_AFTER, WINNER_STALLED_AFTER, procedure,
+    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, DESCENT_REPORTS_WAIT, FORCED_PHASE_MAX, Policy, SHOWN_REPORTS_WAIT,
+    SWITCHOVER_PHASE_MAX, SWITCHOVER_REPORTS_WAIT, UNDO_AFTER, WINNER_STALLED_AFTER, procedure,
 };
 use crate::sync::ServerSync;
 use model::failover::{Failover, FailoverKind, FailoverPhase, Recruited};
@@ -338,6 +338,9 @@ fn chosen(view: &View<'_>, failover: &Failover) -> Option<Action> {
     let present = |voter: &&NodeId| view.others.alive.contains(*voter);
     let missing = state.rule.voters.iter().filter(present).any(|voter| !recruits.contains_key(voter));
     if planned && missing && view.phase_age < SWITCHOVER_REPORTS_WAIT {
+        return None;
+    }
+    if state.rule.acks > 1 && missing && view.phase_age < SHOWN_REPORTS_WAIT {
         return None;
     }
     let choice = choose(state, failover, reports, view.others.primary_was_at, view.policy).ok()?;

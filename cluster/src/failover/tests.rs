@@ -405,6 +405,40 @@ fn a_forced_attempt_that_finds_nobody_goes_on_as_an_automatic_one_where_it_canno
     assert_eq!((going_on.kind, going_on.phase), (FailoverKind::Automatic, FailoverPhase::Recruit));
 }
 
+/// With two acknowledgements each of the two voters holds all that was acknowledged. One of them may hold, and have shown, more.
+#[test]
+fn what_one_of_several_voters_may_have_shown_is_waited_for_where_it_answers() {
+    let mut state = claimed();
+    (state.rule.acks, state.rule.recruit_quorum) = (2, 1);
+    let next = |me: u64, reports: &[(u64, u64)], alive: &[u64], age: Millis| {
+        let recruited = |node: u64| reports.iter().find(|(of, _)| *of == node).map(|(_, position)| held(1, *position));
+        let own = Own {
+            promised: Epoch(2),
+            server: Server::Replica { follows: None, receiver: false, sync: ServerSync::default() },
+            holds: recruited(me),
+            recruited: recruited(me),
+            promotion_ordered: false,
+            lease: false,
+            hand_over: false,
+        };
+        let others = Others {
+            reports: reports.iter().map(|(node, _)| (NodeId(*node), report(2, recruited(*node)))).collect(),
+            alive: alive.iter().map(|node| NodeId(*node)).collect(),
+            ..Others::default()
+        };
+        let policy = super::Policy::default();
+        let view = View { me: NodeId(me), state: &state, own: &own, others: &others, phase_age: age, policy: &policy };
+        match order::next(&view) {
+            Some(Action::Choose(_, choice)) => Some(choice.winner.0),
+            _ => None,
+        }
+    };
+    assert_eq!(next(2, &[(2, 100)], &[2, 3], Millis(20)), None, "node 3 is about to report");
+    assert_eq!(next(3, &[(2, 100), (3, 120)], &[2, 3], Millis(20)), Some(3));
+    assert_eq!(next(2, &[(2, 100)], &[2], Millis(20)), Some(2), "node 3 does not answer");
+    assert_eq!(next(2, &[(2, 100)], &[2, 3], super::SHOWN_REPORTS_WAIT), Some(2), "nor does its server");
+}
+
 /// Node 2 won epoch 2 and was left aside for node 3 of epoch 3; then a person has node 2 made the primary after all.
 #[test]
 fn the_descent_of_a_winner_that_was_left_aside_knows_where_it_began() {
