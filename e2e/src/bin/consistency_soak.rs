@@ -1,4 +1,4 @@
-//! `consistency_soak [MINUTES]`: rounds of half a minute in which clients read and write through a router while replicas
+//! `consistency_soak [MINUTES] [COMMIT_MODE]`: rounds of half a minute in which clients read and write through a router while replicas
 //! are paused, killed and rebuilt and the primary changes; each is judged. Every third asks for bounded staleness, the
 //! others for what sessions are promised. Ends with an error at the first promise that is not kept.
 //! `STEMMA_SEED` repeats a row.
@@ -19,6 +19,10 @@ async fn main() {
     let seed = given.unwrap_or_else(|| u64::from(std::process::id()));
     println!("repeat with STEMMA_SEED={seed}");
     let cluster = Cluster::start(15, &[]).await;
+    if let Some(mode) = std::env::args().nth(2) {
+        cluster.run(&["config", "set", &format!("commit_mode={mode}")]).await.exits(0);
+        cluster.wait_healthy().await;
+    }
     let [session, bounded] = [Promise::Session, BOUNDED].map(|it| (it, Arc::new(Front::before(&cluster, it, false))));
     let (began, mut round, mut total) = (Instant::now(), 0, [0_usize; 3]);
     while began.elapsed() < Duration::from_secs(minutes * 60) {
