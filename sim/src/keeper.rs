@@ -10,7 +10,7 @@ use crate::world::{Event, TICK, World, id};
 use cluster::failover::detect::{OwnWord, Said};
 use cluster::failover::lease::{self, Asked, Grantor, Holder};
 use cluster::failover::ledger::Ledger;
-use cluster::failover::order::{Action, Serving};
+use cluster::failover::order::Serving;
 use cluster::failover::procedure::leader_of;
 use cluster::failover::recruit::Report;
 use cluster::sync::ServerSync;
@@ -390,29 +390,5 @@ impl World {
             _ => {}
         }
         Rc::new(lied)
-    }
-
-    /// Whether an action of a keeper is a write of the state.
-    fn is_write(action: &Action) -> bool {
-        match action {
-            Action::Claim { .. }
-            | Action::Drained(_)
-            | Action::Unplan(_)
-            | Action::Choose(..)
-            | Action::Settle { .. }
-            | Action::Undo { .. } => true,
-            Action::Promise(_)
-            | Action::Detach
-            | Action::Stop { .. }
-            | Action::StartDetached
-            | Action::StartPrimary
-            | Action::SetSynchronous { .. }
-            | Action::Promote(_)
-            | Action::WriteRow(_)
-            | Action::Attach { .. }
-            | Action::Rewind { .. }
-            | Action::Rebuild { .. }
-            | Action::Recover => false,
-        }
     }
 }

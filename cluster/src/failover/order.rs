@@ -206,6 +206,32 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether it is a write of the cluster's state, which any keeper may make, and not something that a node does itself.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Action::Claim { .. }
+            | Action::Drained(_)
+            | Action::Unplan(_)
+            | Action::Choose(..)
+            | Action::Settle { .. }
+            | Action::Undo { .. } => true,
+            Action::Promise(_)
+            | Action::Detach
+            | Action::Stop { .. }
+            | Action::StartDetached
+            | Action::StartPrimary
+            | Action::SetSynchronous { .. }
+            | Action::Promote(_)
+            | Action::WriteRow(_)
+            | Action::Attach { .. }
+            | Action::Rewind { .. }
+            | Action::Rebuild { .. }
+            | Action::Recover => false,
+        }
+    }
+}
+
 /// What this node must do now.
 pub fn next(view: &View<'_>) -> Option<Action> {
     // The watcher enforces this by itself, on time; here it is said once more for a keeper that starts.

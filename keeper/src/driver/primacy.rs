@@ -555,7 +555,7 @@ impl Driver {
             tracing::info!(?action, "who is primary");
             self.part.told = Some(action.clone());
         }
-        if shared_step::is_shared(&action) {
+        if action.is_shared() {
             if let Action::Settle { rule, .. } = &action
                 && rule.acks == 0
                 && !self.guard_unpromised(turn)

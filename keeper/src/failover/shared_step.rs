@@ -65,30 +65,6 @@ pub(crate) async fn write(
     Ok(())
 }
 
-/// Whether this is such a step.
-pub(crate) fn is_shared(action: &Action) -> bool {
-    match action {
-        Action::Claim { .. }
-        | Action::Drained(_)
-        | Action::Unplan(_)
-        | Action::Choose(..)
-        | Action::Settle { .. }
-        | Action::Undo { .. } => true,
-        Action::Promise(_)
-        | Action::Detach
-        | Action::Stop { .. }
-        | Action::StartDetached
-        | Action::StartPrimary
-        | Action::SetSynchronous { .. }
-        | Action::Promote(_)
-        | Action::WriteRow(_)
-        | Action::Attach { .. }
-        | Action::Rewind { .. }
-        | Action::Rebuild { .. }
-        | Action::Recover => false,
-    }
-}
-
 fn next_state(state: &ClusterState, action: &Action, xids: Option<XidSwitch>) -> Option<ClusterState> {
     let now = clock::wall();
     match action {

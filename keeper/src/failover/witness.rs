@@ -66,7 +66,7 @@ impl WitnessPart {
                 self.council.publish(OwnPart { promised: epoch, ..OwnPart::default() });
                 Ok(())
             }
-            Some(action) if shared_step::is_shared(&action) => {
+            Some(action) if action.is_shared() => {
                 tracing::info!(?action, "who is primary");
                 shared_step::hasten(store, &self.council, &action, &others.alive);
                 shared_step::write(store, versioned.version, &action, None).await

@@ -72,7 +72,7 @@ impl World {
 
     pub(super) fn act(&mut self, node: usize, version: u64, state: &Rc<ClusterState>, action: Action) {
         let Some(action) = self.mutated(node, state, action) else { return };
-        if World::is_write(&action) {
+        if action.is_shared() {
             return self.act_on_state(node, version, state, action);
         }
         self.say(|| format!("n{}: {}", node + 1, short(&action)));
