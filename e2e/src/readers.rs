@@ -3,6 +3,7 @@
 
 use crate::cluster::Cluster;
 use crate::history::{Did, Operation, Outcome, Promise};
+use model::status::ClusterStatus;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -163,6 +164,8 @@ pub enum Hardship {
     Changes,
     /// Also replicas are rebuilt.
     Rebuilds,
+    /// Also the primary's host sleeps through its replacement, once.
+    Sleep,
 }
 
 /// Has clients read and write for so long, in spite of a hardship.
@@ -318,7 +321,7 @@ async fn append(connection: &Client, begin: Begin, key: i64, value: i64) -> Did 
 
 /// How often the primary was changed.
 async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, hardship: Hardship) -> usize {
-    let (mut turn, mut done) = (0_u32, 0);
+    let (mut turn, mut done, mut slept) = (0_u32, 0, hardship < Hardship::Sleep);
     while Instant::now() < until {
         turn += 1;
         let Ok(view) = cluster.status().await else { continue };
@@ -326,7 +329,7 @@ async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, hardship: H
             let fit = view.nodes.iter().filter(|node| node.role.to_string() == role);
             fit.map(|node| node.name.to_string()).collect()
         };
-        let (primary, replicas) = (named("primary"), named("replica"));
+        let (primary, replicas, epoch) = (named("primary"), named("replica"), view.epoch);
         let (Some(primary), false) = (primary.first(), replicas.is_empty()) else { continue };
         let replica = &replicas[usize::try_from(dice.below(replicas.len() as u64)).expect("few")];
         if hardship >= Hardship::Rebuilds && turn % 10_u32 == 9 {
@@ -339,7 +342,14 @@ async fn disturb(cluster: &Cluster, until: Instant, dice: &mut Dice, hardship: H
             continue;
         }
         if hardship >= Hardship::Changes && turn % 6 == 0 {
-            if dice.below(2) == 0 {
+            if !std::mem::replace(&mut slept, true) {
+                cluster.sandbox(&["freeze", primary, "--what", "host"]).await;
+                let replaced = |view: &ClusterStatus| view.primary_up && view.epoch > epoch;
+                cluster.wait_status("another primary serves", replaced).await;
+                tokio::time::sleep(Duration::from_millis(dice.below(2_000))).await;
+                cluster.sandbox(&["thaw", primary, "--what", "host"]).await;
+                done += 1;
+            } else if dice.below(2) == 0 {
                 // Refused where the cluster is not fit for it; there is another turn.
                 let ran = cluster.run(&["switchover", "--to", replica, "--yes"]).await;
                 done += usize::from(ran.code == 0);

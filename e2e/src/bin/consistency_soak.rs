@@ -1,7 +1,7 @@
-//! `consistency_soak [MINUTES] [COMMIT_MODE]`: rounds of half a minute in which clients read and write through a router while replicas
-//! are paused, killed and rebuilt and the primary changes; each is judged. Every third asks for bounded staleness, the
-//! others for what sessions are promised. Ends with an error at the first promise that is not kept.
-//! `STEMMA_SEED` repeats a row.
+//! `consistency_soak [MINUTES] [COMMIT_MODE]`: rounds of half a minute in which clients read and write through a router
+//! while replicas are paused, killed and rebuilt and the primary changes, or sleeps; each is judged. Every third asks for
+//! bounded staleness, the others for what sessions are promised. Ends with an error at the first promise that is not
+//! kept. `STEMMA_SEED` repeats a row.
 
 use e2e::Cluster;
 use e2e::history::{Promise, account, violations};
@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const ROUND: Duration = Duration::from_secs(30);
+/// Rounds in which the primary's host sleeps as well.
+const SLEEPS: u64 = 3;
 const BOUNDED: Promise = Promise::Bounded(Duration::from_millis(300));
 
 #[tokio::main]
@@ -27,7 +29,9 @@ async fn main() {
     let (began, mut round, mut total) = (Instant::now(), 0, [0_usize; 3]);
     while began.elapsed() < Duration::from_secs(minutes * 60) {
         let (promise, front) = if round % 3 == 2 { &bounded } else { &session };
-        let seen = run(&cluster, front, ROUND, seed.wrapping_add(round), Hardship::Rebuilds).await;
+        // A fourth one within an hour would be replaced late, on purpose.
+        let hardship = if round < SLEEPS { Hardship::Sleep } else { Hardship::Rebuilds };
+        let seen = run(&cluster, front, ROUND, seed.wrapping_add(round), hardship).await;
         round += 1;
         let found = violations(&seen.operations, &seen.end, *promise);
         let numbers = [seen.operations.len(), seen.on_replicas, seen.changes];
