@@ -10,7 +10,7 @@ use crate::world::{Event, TICK, World, id};
 use cluster::failover::detect::{OwnWord, Said};
 use cluster::failover::lease::{self, Asked, Grantor, Holder};
 use cluster::failover::ledger::Ledger;
-use cluster::failover::order::Serving;
+use cluster::failover::order::{self, Serving};
 use cluster::failover::procedure::leader_of;
 use cluster::failover::recruit::Report;
 use cluster::sync::ServerSync;
@@ -291,6 +291,7 @@ impl World {
     fn notice(&mut self, node: usize, local: Moment, state: &ClusterState) {
         let me = id(node);
         let recovery = self.dice.between(50, 2_500);
+        let wall = self.wall(node);
         let it = &mut self.nodes[node];
         let runs = it.server.running == Running::Primary;
         let Some(keeper) = it.keeper.as_mut() else { return };
@@ -309,8 +310,8 @@ impl World {
         if keeper.ran && it.server.running == Running::No && leader_of(state) == me && state.failover.is_none() {
             let alive = keeper.heard.iter().filter(|(_, (at, _))| local.since(*at).0 < 500).map(|(node, _)| *node);
             let alive: BTreeSet<NodeId> = alive.chain([me]).collect();
-            let can = cluster::failover::recruit::reachable(state, &alive);
-            let expected = cluster::failover::Policy::default().failover_expected;
+            let policy = cluster::failover::Policy::of(state, wall);
+            let (can, expected) = (order::replaceable(state, &alive, &policy), policy.failover_expected);
             let verdict = cluster::failover::detect::after_crash(model::Millis(recovery), expected, 1, can);
             if verdict == cluster::failover::detect::Crash::HandOver {
                 keeper.hand_over_until = Some(local.plus(cluster::failover::HAND_OVER_WAIT));

@@ -25,7 +25,7 @@ fn no_seed_of_the_wider_world_breaks_a_property() {
 
 #[test]
 fn members_come_and_go() {
-    let outcomes = (0..40).map(|seed| run(sim::run::MEMBERS_FROM + seed, Mutant::None, true));
+    let outcomes = (0..120).map(|seed| run(sim::run::MEMBERS_FROM + seed, Mutant::None, true));
     let story: Vec<String> = outcomes.flat_map(|outcome| outcome.trace).collect();
     let told = |what: &str| story.iter().filter(|line| line.ends_with(what)).count();
     assert!(told("the node has joined") > 2);

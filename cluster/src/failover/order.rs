@@ -455,16 +455,20 @@ fn replace_winner(view: &View<'_>, failover: &Failover) -> Option<Action> {
 }
 
 fn claim(view: &View<'_>, because: String) -> Option<Action> {
-    let state = view.state;
-    let kind = FailoverKind::Automatic;
+    let possible = replaceable(view.state, &view.others.alive, view.policy);
+    possible.then(|| Action::Claim { after: procedure::epoch_of(view.state), because })
+}
+
+/// Whether the node that ought to serve can be replaced with these nodes alone: somebody may take over, and the attempt can
+/// succeed.
+pub fn replaceable(state: &ClusterState, alive: &BTreeSet<NodeId>, policy: &Policy) -> bool {
     let anybody = state.members.values().any(|member| {
         member.id != procedure::leader_of(state)
-            && view.others.alive.contains(&member.id)
+            && alive.contains(&member.id)
             && recruit::binding_next(state).any(|rule| rule.voters.contains(&member.id) || rule.primary == member.id)
-            && candidate::fitness(state, &kind, member, view.policy).is_ok()
+            && candidate::fitness(state, &FailoverKind::Automatic, member, policy).is_ok()
     });
-    let possible = anybody && recruit::reachable(state, &view.others.alive);
-    (view.policy.automatic && possible).then(|| Action::Claim { after: procedure::epoch_of(state), because })
+    policy.automatic && anybody && recruit::reachable(state, alive)
 }
 
 fn win(view: &View<'_>, failover: &Failover, rule: &Rule) -> Option<Action> {

@@ -405,6 +405,27 @@ fn a_forced_attempt_that_finds_nobody_goes_on_as_an_automatic_one_where_it_canno
     assert_eq!((going_on.kind, going_on.phase), (FailoverKind::Automatic, FailoverPhase::Recruit));
 }
 
+#[test]
+fn a_crashed_primary_is_left_down_only_for_who_can_take_over() {
+    let mut state = three();
+    let policy = super::Policy::default();
+    let replaceable = |state: &ClusterState, alive: &[u64]| {
+        let alive = alive.iter().map(|node| NodeId(*node)).collect();
+        order::replaceable(state, &alive, &policy)
+    };
+    assert!(replaceable(&state, &[1, 2, 3]));
+    assert!(!replaceable(&state, &[1, 2]), "both voters are needed");
+    for member in state.members.values_mut() {
+        member.priority = 0;
+    }
+    assert!(!replaceable(&state, &[1, 2, 3]), "nobody may take over");
+    let mut alone = three();
+    alone.members.retain(|node, _| *node == NodeId(1));
+    (alone.rule.acks, alone.rule.recruit_quorum) = (0, 0);
+    alone.rule.voters.clear();
+    assert!(!replaceable(&alone, &[1]), "there is nobody else");
+}
+
 /// With two acknowledgements each of the two voters holds all that was acknowledged. One of them may hold, and have shown, more.
 #[test]
 fn what_one_of_several_voters_may_have_shown_is_waited_for_where_it_answers() {

@@ -7,7 +7,7 @@ use crate::local::Phase;
 use cluster::failover::detect::{self, OwnWord};
 use cluster::failover::ledger::Refused;
 use cluster::failover::order::{self, Action, Own, Server, Serving, View};
-use cluster::failover::{HAND_OVER_WAIT, Policy, ROUTERS_WAIT, procedure, recruit};
+use cluster::failover::{HAND_OVER_WAIT, Policy, ROUTERS_WAIT, procedure};
 use cluster::naming;
 use cluster::sync::{self, ServerSync};
 use model::failover::{FailoverPhase, Recruited};
@@ -532,7 +532,7 @@ impl Driver {
         let sample = None;
         let others = self.part.council.others(state, sample, turn.now);
         let policy = Policy::of(state, crate::clock::wall());
-        let can = policy.automatic && recruit::reachable(state, &others.alive);
+        let can = order::replaceable(state, &others.alive, &policy);
         let redo =
             postgres::read_control_file(&self.parts.node.data_dir).map(|control| control.redo).unwrap_or_default();
         let backlog = self.part.was_at.map_or(0, |at| at.lag_of(redo).0);
