@@ -8,6 +8,7 @@ use crate::server;
 use crate::worker::Worker;
 use model::{Lsn, NodeId};
 use routing::Level;
+use routing::token::Point;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
@@ -41,9 +42,10 @@ pub async fn caught_up(worker: &Rc<Worker>, account: &Rc<Account>, reading: &mut
     caught_up_by(worker, account, reading, level, deadline).await;
 }
 
-/// Waits until what a replica has shown is acknowledged, at most `SETTLE_MAX`: until another replica, by which a failover
-/// goes, has replayed all that the primary has written by now. The primary shows what is acknowledged.
-pub async fn settled(worker: &Rc<Worker>, account: &Rc<Account>) {
+/// Waits until another replica than those that failed `reading`, by which a failover goes, has replayed all that the
+/// primary has written by now, at most `SETTLE_MAX`; that position. Such a replica shows all that the session has seen. Where
+/// one acknowledgement is enough, so does the primary by then.
+pub async fn settled(worker: &Rc<Worker>, account: &Rc<Account>, reading: &Reading) -> Option<Point> {
     let deadline = Instant::now() + SETTLE_MAX;
     let epoch = worker.topology().epoch;
     let ack = worker.reads.borrow_mut().acknowledged();
@@ -53,28 +55,29 @@ pub async fn settled(worker: &Rc<Worker>, account: &Rc<Account>) {
         reads::position(&asking, &account_of.database, &account_of.user, ack).await;
     });
     let _ = timeout_at(deadline.into(), asked).await;
-    let behind = worker.reads.borrow().position_behind(ack);
-    let Some(point) = behind else { return };
+    let point = worker.reads.borrow().position_behind(ack)?;
     // A later primary shows all that it was promoted with.
     let replaced = async {
         while worker.topology().epoch == epoch {
             worker.news.notified().await;
         }
     };
-    let mut behind = Reading::behind(point);
+    let mut behind = *reading;
+    worker.reads.borrow().settled(&mut behind, Some(point));
     tokio::select! {
-        () = caught_up_by(worker, account, &mut behind, Level::Session, deadline) => {}
-        () = replaced => {}
+        found = caught_up_by(worker, account, &mut behind, Level::Session, deadline) => found.then_some(point),
+        () = replaced => None,
     }
 }
 
+/// Whether a replica may serve the read in time.
 async fn caught_up_by(
     worker: &Rc<Worker>,
     account: &Rc<Account>,
     reading: &mut Reading,
     level: Level,
     deadline: Instant,
-) {
+) -> bool {
     let config = worker.config();
     let deadline = deadline.into();
     worker.reads.borrow_mut().waiting += 1;
@@ -87,11 +90,11 @@ async fn caught_up_by(
         let mut heard = std::pin::pin!(worker.positions.notified());
         heard.as_mut().enable();
         if worker.reads.borrow_mut().would_serve(reading, &config, level) {
-            return;
+            return true;
         }
         if timeout_at(deadline, heard).await.is_err() {
             worker.reads.borrow().give_up(reading, level);
-            return;
+            return false;
         }
     }
 }

@@ -314,9 +314,22 @@ impl Reads {
         choice.floor.is_none_or(replayed) && choice.seen.is_none_or(|seen| born <= seen)
     }
 
+    /// Whether the session has just seen on a replica what it has to see again.
+    pub fn binds(&self, session: &Reading) -> bool {
+        session.memory.binds(self.sampler.epoch(), self.now())
+    }
+
     /// Whether the primary may hide what the session has seen on a replica that has just gone.
     pub fn may_be_ahead_of_primary(&self, session: &Reading) -> bool {
         session.memory.may_be_ahead_of_primary(&self.replicas, self.sampler.epoch(), self.now())
+    }
+
+    /// What the session has seen is shown by replicas that have replayed this, if one was found.
+    pub fn settled(&self, session: &mut Reading, point: Option<Point>) {
+        session.memory.settled(point);
+        if point.is_some() {
+            session.retry_after = Default::default();
+        }
     }
 
     /// A replica that was chosen is not read after all, for no fault of its own.

@@ -176,6 +176,15 @@ enum Turn {
     Ended(Ending),
 }
 
+/// Why a request is for the primary that a replica might serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Only {
+    /// The replica that served it was lost. Another one may still do, where the primary may hide what was seen.
+    Lost,
+    /// No replica can, or how far it must be is not known.
+    Refused,
+}
+
 /// What became of a client whose server was lost.
 enum After {
     /// It goes on.
@@ -252,7 +261,7 @@ pub struct Session {
     /// The replica that is attached, and since when.
     replica: Option<(NodeId, Instant)>,
     /// The request at hand is for the primary, whatever it looks like.
-    primary_only: bool,
+    primary_only: Option<Only>,
     /// What is waited for goes to this replica.
     wanted: Option<Choice>,
     /// The length of the read that the attached replica was taken for.
@@ -324,7 +333,7 @@ impl Session {
             refusal: Vec::new(),
             reading: Reading::default(),
             replica: None,
-            primary_only: false,
+            primary_only: None,
             wanted: None,
             limit: None,
             leaving: false,
@@ -379,7 +388,8 @@ impl Session {
                         self.worker.stats().took(Stage::Queue, since.elapsed());
                     }
                     match found {
-                        Ok(server) => self.attach(server),
+                        Ok(Some(server)) => self.attach(server),
+                        Ok(None) => self.settle().await,
                         Err(Failure::ClientGone) => break,
                         Err(Failure::Refused(refusal)) => self.refuse_next(|out| refusal.write("ERROR", out)),
                         Err(Failure::Server(error)) => self.refuse_next(|out| error.write("ERROR", out)),
@@ -389,7 +399,9 @@ impl Session {
                     let account = &self.entry.account;
                     let asked = reads::position(&self.worker, &account.database, &account.user, ack);
                     let found = Box::pin(asked).await;
-                    self.primary_only |= !found;
+                    if !found {
+                        self.primary_only = Some(Only::Refused);
+                    }
                 }
                 Turn::CatchUp => {
                     let level = self.level();
@@ -472,55 +484,60 @@ impl Session {
         .await;
     }
 
-    async fn acquire(&mut self) -> Result<Box<Server>, Failure> {
+    /// A server for the request at hand. `None`: the primary may hide what the session has seen.
+    async fn acquire(&mut self) -> Result<Option<Box<Server>>, Failure> {
         let (worker, entry) = (self.worker.clone(), self.entry.clone());
+        let account = &entry.account;
         if let Some(until) = self.pause_until.take() {
             let mut news = worker.global.topology.subscribe();
             let _ = tokio::time::timeout_at(until.into(), news.changed()).await;
         }
-        let wanted = self.wanted.take();
-        let account = &entry.account;
-        let unfit = Cell::new(false);
-        let hides = self.primary_may_hide();
-        let on_replica = async {
-            let choice = wanted?;
-            let pool = account.replica(&worker, choice.node)?;
-            match obtain::from_pool(&worker, &pool).await {
+        if let Some(choice) = self.wanted.take()
+            && let Some(pool) = account.replica(&worker, choice.node)
+        {
+            match self.while_here(obtain::from_pool(&worker, &pool)).await? {
                 Ok(server) if worker.reads.borrow().vouches(&choice, server.born, server.birth) => {
-                    Some((choice.node, server))
+                    self.replica = Some((choice.node, Instant::now()));
+                    return Ok(Some(server));
                 }
                 Ok(server) => {
                     worker.put_back(server);
                     worker.reads.borrow_mut().withdrawn(choice.node);
-                    unfit.set(true);
-                    None
+                    if worker.reads.borrow().binds(&self.reading) {
+                        return Ok(None);
+                    }
                 }
                 // The primary can do all that a replica can.
-                Err(_) => None,
+                Err(_) => self.read_failed(choice.node),
             }
-        };
-        let obtained = async {
-            if let Some((node, server)) = on_replica.await {
-                return Ok((Some(node), server));
-            }
-            if hides {
-                probe::settled(&worker, account).await;
-            }
-            let find = || account.primary(&worker);
-            obtain::obtain(&worker, find).await.map(|server| (None, server))
-        };
-        let found = tokio::select! {
-            biased;
-            server = obtained => server,
-            () = obtain::client_gone(&self.client) => Err(Failure::ClientGone),
-        };
-        if let (Some(choice), Ok((None, _)) | Err(_), false) = (wanted, &found, unfit.get()) {
-            self.read_failed(choice.node);
         }
-        found.map(|(node, server)| {
-            self.replica = node.map(|node| (node, Instant::now()));
-            server
-        })
+        if self.primary_may_hide() {
+            return Ok(None);
+        }
+        self.while_here(obtain::obtain(&worker, || account.primary(&worker))).await?.map(Some)
+    }
+
+    /// What is waited for, unless the client leaves meanwhile.
+    async fn while_here<T>(&self, awaited: impl Future<Output = T>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            done = awaited => Ok(done),
+            () = obtain::client_gone(&self.client) => Err(Failure::ClientGone),
+        }
+    }
+
+    /// Waits until another replica shows what the session has seen, or it cannot be waited for any longer. The request is
+    /// then decided anew.
+    async fn settle(&mut self) {
+        let since = Instant::now();
+        self.entry.waits.set(Some(since));
+        let point = Box::pin(probe::settled(&self.worker, &self.entry.account, &self.reading)).await;
+        self.entry.waits.set(None);
+        self.worker.stats().took(Stage::Queue, since.elapsed());
+        self.worker.reads.borrow().settled(&mut self.reading, point);
+        if point.is_some() && self.primary_only == Some(Only::Lost) {
+            self.primary_only = None;
+        }
     }
 
     /// A replica that was chosen did not serve.
@@ -625,7 +642,7 @@ impl Session {
         };
         *self.entry.running.borrow_mut() = None;
         self.leaving = false;
-        self.primary_only = false;
+        self.primary_only = None;
         self.remember_read();
         if !self.entry.pins.borrow().is_empty() {
             self.entry.pins.borrow_mut().clear();

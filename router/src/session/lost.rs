@@ -1,6 +1,6 @@
 //! What becomes of a client whose server is gone: `routing::failover` decides, this says it in the protocol's words.
 
-use super::{After, Session, resolve};
+use super::{After, Only, Session, resolve};
 use crate::pool::Purpose;
 use crate::refusal::Refusal;
 use routing::failover::{Action, End, Lost, Request, Transaction, verdict};
@@ -19,7 +19,7 @@ impl Session {
         let server = self.server.take();
         if let Some((node, _)) = self.replica.take() {
             self.read_failed(node);
-            self.primary_only = true;
+            self.primary_only = Some(Only::Lost);
         }
         *self.entry.running.borrow_mut() = None;
         let fatal = self.exchange.take_fatal();

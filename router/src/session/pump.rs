@@ -1,7 +1,7 @@
 //! Carrying bytes from one side to the other, through the exchange.
 
 use super::target::first_request;
-use super::{Session, Turn, lexing};
+use super::{Only, Session, Turn, lexing};
 use crate::exchange::{Answered, Context as Reading, LocalContext, Refused, Stop};
 use crate::stats::Stage;
 use crate::worker::Scratch;
@@ -118,7 +118,7 @@ impl Session {
                 self.read_failed(*node);
                 self.replica = None;
                 self.send_again();
-                self.primary_only = true;
+                self.primary_only = Some(Only::Refused);
             }
             (Some(Refused::NeedsPrimary | Refused::Conflict), None) => self.send_again_later(),
         }

@@ -73,24 +73,19 @@ impl Session {
         match self.pool.as_ref().and_then(|pool| pool.take()) {
             Some(server) if self.worker.reads.borrow().vouches(&choice, server.born, server.birth) => {
                 self.replica = Some((choice.node, self.clock));
-                Some(server)
+                return Some(server);
             }
-            Some(server) => {
-                self.worker.put_back(server);
-                self.worker.reads.borrow_mut().withdrawn(choice.node);
-                self.take_primary()
-            }
-            None => {
-                self.wanted = Some(choice);
-                None
-            }
+            Some(server) => self.worker.put_back(server),
+            None => {}
         }
+        self.wanted = Some(choice);
+        None
     }
 
     /// Where the request at the front of `input` may be read.
     fn read_target(&mut self, input: &[u8], judged: &mut Option<Rc<Route>>) -> ReadTarget {
         let config = self.worker.global.config.load();
-        let split = self.splits() && !crate::admin::is_paused(&self.worker) && !self.primary_only;
+        let split = self.splits() && !crate::admin::is_paused(&self.worker) && self.primary_only.is_none();
         if !split {
             self.limit = None;
             self.worker.stats().decided(Decision::Unsplit);

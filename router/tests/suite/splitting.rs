@@ -14,6 +14,7 @@ pub async fn split_by(config: router::Config) -> (Server, Server, Front) {
     primary.sql("CREATE FUNCTION place() RETURNS text LANGUAGE sql STABLE AS $$ SELECT current_setting('transaction_read_only') $$");
     primary
         .sql("CREATE FUNCTION recovers() RETURNS text LANGUAGE sql STABLE AS $$ SELECT pg_is_in_recovery()::text $$");
+    primary.sql("CREATE FUNCTION port() RETURNS text LANGUAGE sql STABLE AS $$ SELECT current_setting('port') $$");
     let standby = primary.standby();
     let topology = topology(&primary, &standby);
     let front = Front::start(topology, config).await;
@@ -224,6 +225,48 @@ async fn what_was_seen_on_a_replica_that_goes_is_not_unseen_on_the_primary() {
     one(&front.client().await, "SELECT count(*) FROM t").await;
     one(&reader, "SELECT count(*) FROM t").await;
     assert!(began.elapsed() < std::time::Duration::from_millis(900), "{:?}", began.elapsed());
+}
+
+/// The same with another replica, which shows it too: that one is read, for however long the primary hides the commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_seen_on_a_replica_that_goes_is_read_on_another_one() {
+    let (primary, mut first, front) = split().await;
+    let second = primary.standby();
+    let writer = front.client().await;
+    primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    primary.sql("SELECT pg_reload_conf()");
+    wait_for("commits to wait", || primary.sql("SHOW synchronous_standby_names") == "nobody");
+    let waits = tokio::spawn(async move { writer.batch_execute("INSERT INTO t VALUES (7)").await });
+    wait_for("the standbys to show it", || {
+        first.sql("SELECT count(*) FROM t") == "1" && second.sql("SELECT count(*) FROM t") == "1"
+    });
+    let replicas = [first.as_replica(2), second.as_replica(3)];
+    let tell = async |shown: &[usize], probe: &str| {
+        let replicas = shown.iter().map(|index| replicas[*index].clone()).collect();
+        front.topology.send_replace(Topology { replicas, ..primary.topology(1) });
+        let began = std::time::Instant::now();
+        while one(&front.client().await, "SELECT port()").await != probe {
+            assert!(began.elapsed() < crate::harness::PATIENCE, "not heard");
+        }
+    };
+    let ports = [&first, &second].map(|server| server.addr().port.to_string());
+    let count = "SELECT place() || count(*) FROM t";
+    tell(&[0], &ports[0]).await;
+    let (told, unaware) = (front.client().await, front.client().await);
+    assert_eq!([one(&told, count).await, one(&unaware, count).await], ["on1", "on1"]);
+    // It is told that its replica is gone.
+    tell(&[1], &ports[1]).await;
+    assert_eq!(one(&told, count).await, "on1");
+    // Nobody has told yet, and the replica is dead.
+    tell(&[0], &ports[0]).await;
+    assert_eq!(one(&unaware, count).await, "on1");
+    front.topology.send_replace(Topology { replicas: replicas.to_vec(), ..primary.topology(1) });
+    first.kill();
+    assert_eq!(one(&unaware, count).await, "on1");
+    assert_eq!(primary.sql("SELECT count(*) FROM t"), "0", "what would have been seen there");
+    primary.sql("ALTER SYSTEM RESET synchronous_standby_names");
+    primary.sql("SELECT pg_reload_conf()");
+    waits.await.expect("no panic").expect("acknowledged");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -58,6 +58,8 @@ pub struct Requirement {
     pub epoch: Epoch,
     /// When the read began.
     pub began: Moment,
+    /// Not this one, in this incarnation: it has just failed the session.
+    pub except: Option<(NodeId, u64)>,
     /// Where the session read last: equal candidates are decided in its favour.
     pub prefer: Option<NodeId>,
 }
@@ -73,6 +75,7 @@ impl Requirement {
             counted: false,
             epoch: Epoch(0),
             began: now,
+            except: None,
             prefer: None,
         }
     }
@@ -155,6 +158,7 @@ impl fmt::Display for Why {
 /// Positions only grow while the incarnation stays, so what was enough when it was reported is enough now.
 pub fn eligible(replica: &Replica, requirement: &Requirement, history: &History) -> Result<(), Why> {
     match replica.health {
+        Health::Up if requirement.except == Some((replica.node, replica.incarnation)) => return Err(Why::Down),
         Health::Up => {}
         Health::Draining => return Err(Why::Draining),
         Health::Down => return Err(Why::Down),

@@ -156,7 +156,7 @@ struct Visit {
     finished: Moment,
     /// What was seen there has to be seen again, and nothing that happened since sees to that.
     binds: bool,
-    /// It did not serve when it was asked again.
+    /// It did not serve when it was asked again, and is left alone until another server has served.
     failed: bool,
 }
 
@@ -181,6 +181,19 @@ impl Memory {
 
     fn released(&mut self) {
         if let Some(last) = &mut self.last {
+            (last.binds, last.failed) = (false, false);
+        }
+    }
+
+    /// A position of the primary is known that was asked for after all that the session has read: a replica that has
+    /// replayed it shows as much, whether or not that is acknowledged. `None`: no replica has come so far in time, and the
+    /// primary has to do.
+    pub fn settled(&mut self, point: Option<Point>) {
+        if let Some(point) = point {
+            self.raise(point);
+            self.sighting = None;
+        }
+        if let Some(last) = &mut self.last {
             last.binds = false;
         }
     }
@@ -196,12 +209,22 @@ impl Memory {
     /// when it is acknowledged. As long as that replica is there, its own acknowledgement is on its way; where it has just
     /// gone, the commit may wait for another one. A primary of a later epoch shows all that it was promoted with.
     pub fn may_be_ahead_of_primary(&self, replicas: &[Replica], epoch: Epoch, now: Moment) -> bool {
-        let Some(last) = self.last.filter(|last| last.binds && last.epoch == epoch) else { return false };
+        let Some(last) = self.bound(epoch, now) else { return false };
         let there = |replica: &Replica| {
             let same = replica.node == last.node && replica.incarnation == last.incarnation;
             same && replica.health == Health::Up
         };
-        now.since(last.finished) < UNACKNOWLEDGED && (last.failed || !replicas.iter().any(there))
+        last.failed || !replicas.iter().any(there)
+    }
+
+    /// Whether it has just seen on a replica what the primary may hide for a moment.
+    pub fn binds(&self, epoch: Epoch, now: Moment) -> bool {
+        self.bound(epoch, now).is_some()
+    }
+
+    fn bound(&self, epoch: Epoch, now: Moment) -> Option<Visit> {
+        let recent = |last: &Visit| now.since(last.finished) < UNACKNOWLEDGED;
+        self.last.filter(|last| last.binds && last.epoch == epoch && recent(last))
     }
 
     /// The same where the position came with the answer (piggy-backed sampling).
@@ -237,19 +260,18 @@ impl Memory {
         self.resolve(sampler, replicas);
         match level {
             Level::Strong => Need::Primary(OnPrimary::Strong),
-            Level::Eventual => {
-                Need::Replica(Requirement { prefer: self.last.map(|last| last.node), ..Requirement::none(now) })
-            }
+            Level::Eventual => Need::Replica(self.any(now)),
             Level::Bounded(bound) => {
-                let counted = Requirement { counted: true, ..Requirement::none(now) };
-                Need::Replica(Requirement {
-                    staleness_max: Some(bound),
-                    prefer: self.last.map(|last| last.node),
-                    ..counted
-                })
+                Need::Replica(Requirement { staleness_max: Some(bound), counted: true, ..self.any(now) })
             }
             Level::Session => self.session_need(sampler, now),
         }
+    }
+
+    /// Any replica, for a read that begins now, but none that has just failed.
+    fn any(&self, now: Moment) -> Requirement {
+        let except = self.last.filter(|last| last.failed).map(|last| (last.node, last.incarnation));
+        Requirement { prefer: self.last.map(|last| last.node), except, ..Requirement::none(now) }
     }
 
     fn session_need(&mut self, sampler: &Sampler, now: Moment) -> Need {
@@ -260,8 +282,7 @@ impl Memory {
             return Need::Primary(OnPrimary::Unsampled);
         }
         let only = self.sighting.map(|sighting| (sighting.node, sighting.incarnation));
-        let counted = Requirement { counted: true, ..Requirement::none(now) };
-        Need::Replica(Requirement { floor: self.floor, only, prefer: self.last.map(|last| last.node), ..counted })
+        Need::Replica(Requirement { floor: self.floor, only, counted: true, ..self.any(now) })
     }
 
     /// Turns what is now known of positions into the floor.

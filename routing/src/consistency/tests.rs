@@ -188,6 +188,31 @@ fn what_a_replica_showed_before_it_went_may_not_be_acknowledged_yet() {
 }
 
 #[test]
+fn what_a_replica_showed_before_it_went_is_looked_for_on_another_one() {
+    let mut sampler = Sampler::new(Epoch(1));
+    let (gone, other) = (replica(1, 100, 5), replica(2, 120, 20));
+    let mut memory = Memory::default();
+    memory.on_replica(&gone, Level::Session, Moment(10));
+    memory.failed_on(NodeId(1));
+    let need = memory.need(Level::Session, &sampler, &[gone, other], Moment(21));
+    assert_eq!(may_read(&gone, need), Err(Why::Down), "it has just failed");
+    assert_eq!(may_read(&other, need), Err(Why::ReadElsewhere), "how much it showed is not known");
+    // The primary was at 110 after that.
+    memory.settled(Some(point(110)));
+    let need = memory.need(Level::Session, &sampler, &[gone, other], Moment(22));
+    assert_eq!(may_read(&other, need), Ok(()));
+    assert_eq!(may_read(&replica(2, 109, 20), need), Err(Why::Behind(LagBytes(1))));
+    assert_eq!(may_read(&replica(1, 110, 22), need), Err(Why::Down), "nobody has told yet that it is gone");
+    assert_eq!(may_read(&Replica { incarnation: 2, ..replica(1, 110, 22) }, need), Ok(()), "it is back");
+    assert!(!memory.may_be_ahead_of_primary(&[gone], Epoch(1), Moment(22)), "it was waited for");
+    // Once another server has served, it is one like any other.
+    memory.on_primary(&mut sampler);
+    answer(&mut sampler, Ack(1), point(110));
+    let need = memory.need(Level::Session, &sampler, &[], Moment(30));
+    assert_eq!(may_read(&replica(1, 110, 29), need), Ok(()));
+}
+
+#[test]
 fn a_replica_that_restarted_may_have_forgotten_what_it_showed() {
     let sampler = Sampler::new(Epoch(1));
     let mut memory = Memory::default();
