@@ -7,7 +7,7 @@ mod session;
 mod tests;
 
 pub use history::History;
-pub use replica::{Health, Replica, Requirement, Why, eligible};
+pub use replica::{Failed, Health, Replica, Requirement, Why, eligible};
 pub use session::{Ack, Ask, Memory, Need, OnPrimary, Question, Sampler, wait_budget};
 
 use model::Millis;

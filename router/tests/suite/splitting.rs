@@ -269,6 +269,19 @@ async fn what_was_seen_on_a_replica_that_goes_is_read_on_another_one() {
     waits.await.expect("no panic").expect("acknowledged");
 }
 
+/// What serves a session is ended on the replica, as recovery does it: the replica lives, and says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_ends_a_connection_is_read_on() {
+    let (_primary, standby, front) = split().await;
+    let reader = front.client().await;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'client backend' \
+        AND pid <> pg_backend_pid()";
+    for _ in 0..5 {
+        assert_eq!(one(&reader, "SELECT place()").await, "on");
+        assert_ne!(standby.sql(end), "0", "there was something to end");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_no_failover_would_ask_is_read_by_those_who_are_promised_nothing() {
     let (primary, standby, front) = split().await;

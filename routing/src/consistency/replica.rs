@@ -41,6 +41,25 @@ pub struct Replica {
     pub lag: LagBytes,
 }
 
+/// A replica that did not serve a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Which.
+    pub node: NodeId,
+    /// In which life.
+    pub incarnation: u64,
+    /// When.
+    pub at: Moment,
+}
+
+impl Failed {
+    /// Whether a replica is this one, and has not answered since.
+    fn is(&self, replica: &Replica) -> bool {
+        let same = replica.node == self.node && replica.incarnation == self.incarnation;
+        same && replica.position_taken_after < self.at
+    }
+}
+
 /// What a read needs of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requirement {
@@ -58,8 +77,8 @@ pub struct Requirement {
     pub epoch: Epoch,
     /// When the read began.
     pub began: Moment,
-    /// Not this one, in this incarnation: it has just failed the session.
-    pub except: Option<(NodeId, u64)>,
+    /// Not this one: it has just failed the session.
+    pub except: Option<Failed>,
     /// Where the session read last: equal candidates are decided in its favour.
     pub prefer: Option<NodeId>,
 }
@@ -158,7 +177,7 @@ impl fmt::Display for Why {
 /// Positions only grow while the incarnation stays, so what was enough when it was reported is enough now.
 pub fn eligible(replica: &Replica, requirement: &Requirement, history: &History) -> Result<(), Why> {
     match replica.health {
-        Health::Up if requirement.except == Some((replica.node, replica.incarnation)) => return Err(Why::Down),
+        Health::Up if requirement.except.is_some_and(|failed| failed.is(replica)) => return Err(Why::Down),
         Health::Up => {}
         Health::Draining => return Err(Why::Draining),
         Health::Down => return Err(Why::Down),

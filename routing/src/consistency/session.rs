@@ -1,6 +1,6 @@
 //! What a session did and saw, and how the primary's position is asked for by many sessions at once (5.3, 5.4).
 
-use super::{Health, Level, Replica, Requirement};
+use super::{Failed, Health, Level, Replica, Requirement};
 use crate::token::{BadToken, Lineage, Point};
 use model::{Epoch, Millis, Moment, NodeId};
 
@@ -156,7 +156,8 @@ struct Visit {
     finished: Moment,
     /// What was seen there has to be seen again, and nothing that happened since sees to that.
     binds: bool,
-    /// It did not serve when it was asked again, and is left alone until another server has served.
+    /// It did not serve when it was asked again at that time, and is left alone until it has answered or another server
+    /// has served.
     failed: bool,
 }
 
@@ -270,7 +271,8 @@ impl Memory {
 
     /// Any replica, for a read that begins now, but none that has just failed.
     fn any(&self, now: Moment) -> Requirement {
-        let except = self.last.filter(|last| last.failed).map(|last| (last.node, last.incarnation));
+        let failed = |last: Visit| Failed { node: last.node, incarnation: last.incarnation, at: last.finished };
+        let except = self.last.filter(|last| last.failed).map(failed);
         Requirement { prefer: self.last.map(|last| last.node), except, ..Requirement::none(now) }
     }
 
