@@ -39,7 +39,7 @@ pub use control_file::{ControlFile, ControlState, read_control_file};
 pub use data_dir::{DataDir, check_data_dir};
 pub use initdb::initdb;
 pub use install::{Installation, find_installation};
-pub use log_end::{shutdown_end, timeline_of_log};
+pub use log_end::{shutdown_end, timeline_of_log, unreplayed};
 pub use os_user::{OsUser, server_user};
 pub use process::{
     Server, StopMode, kill_everything, last_words, nothing_runs, receiver_processes, server_log_size, server_log_tail,
@@ -49,6 +49,6 @@ pub use recover::{Recovered, crash_recover};
 pub use reload::cut_receiver;
 pub use running::{ActiveFiles, socket_directories, whereabouts, write_active};
 pub use spec::{ServerSpec, TlsFiles, socket_dir_for};
-pub use sql::Sql;
+pub use sql::{LogEnd, Sql};
 pub use values::check_values;
 pub use written::written_parameter;

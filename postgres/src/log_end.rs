@@ -2,6 +2,7 @@
 
 use crate::control_file::ControlFile;
 use crate::files::refused;
+use crate::rescue::log::LogReader;
 use crate::wal::segment_name;
 use model::{Lsn, Timeline, Trouble};
 use std::fs::File;
@@ -55,6 +56,20 @@ pub fn timeline_of_log(data_dir: &Path, position: Lsn, segment_bytes: u64) -> Re
         .filter(|name| name.len() == wanted.len() && name[8..] == wanted[8..])
         .filter_map(|name| u32::from_str_radix(&name[..8], 16).ok());
     Ok(timelines.max().map(Timeline))
+}
+
+/// The newest timeline of the log that lies here, if that log goes on behind `position`, the end of a record, with a whole
+/// record. A server in recovery that waits for more may do so in the middle of what it has: it looks for newer timelines
+/// only after it has found no more on the one it reads.
+pub fn unreplayed(data_dir: &Path, control: &ControlFile, position: Lsn) -> Result<Option<Timeline>, Trouble> {
+    let directory = data_dir.join("pg_wal");
+    let entries = std::fs::read_dir(&directory).map_err(|error| refused("list", &directory, &error))?;
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let segments = names.filter(|name| name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let newest = segments.filter_map(|name| u32::from_str_radix(&name[..8], 16).ok()).max().map(Timeline);
+    let Some(newest) = newest.filter(|_| position.0 > 0) else { return Ok(None) };
+    let mut log = LogReader::new(&directory, newest, control.segment_bytes, control.major, position);
+    Ok(log.next()?.map(|_| newest))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod catalog;
 mod cells;
 mod changes;
 mod decode;
-mod log;
+pub(crate) mod log;
 mod pages;
 mod render;
 mod scan;

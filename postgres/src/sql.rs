@@ -125,6 +125,15 @@ pub(crate) fn is_state(error: &tokio_postgres::Error, state: &SqlState) -> bool 
     error.code() == Some(state)
 }
 
+/// How it shows that a replica has come to the end of the log that it had when it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogEnd {
+    /// Its receiver has written all that was replayed, and more.
+    Streamed,
+    /// Replay waits for more.
+    Replayed,
+}
+
 /// The keeper's control of one running server.
 pub struct Sql {
     pub(crate) control: Link,
@@ -360,23 +369,26 @@ impl Sql {
     }
 
     /// Up to where a replica has log: flushed by its receiver, or replayed from what it had before. Final once no receiver
-    /// runs or can come and `replay_finished` has answered yes; what was asked for before that may be too little.
+    /// runs or can come and `came_to_end` has said so; what was asked for before that may be too little.
     pub async fn standby_position(&self) -> Result<Lsn, Trouble> {
         self.position("SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), '0/0')").await
     }
 
-    /// Whether a replica has replayed all the log that it has: its startup process waits for more, or has reached what
-    /// was received.
-    pub async fn replay_finished(&self) -> Result<bool, Trouble> {
-        let finished = self
+    /// Whether a replica has come to the end of the log that it had when it started, and how that shows.
+    pub async fn came_to_end(&self) -> Result<Option<LogEnd>, Trouble> {
+        // The receiver's position is null until something was asked for, which is only done where no more lies here.
+        let said = self
             .query_one(
-                "SELECT coalesce(pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn(), false)
-                     OR EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
-                         AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream'))
-                     OR NOT pg_is_in_recovery()",
+                "SELECT CASE WHEN pg_last_wal_receive_lsn() >= pg_last_wal_replay_lsn() THEN 'streamed'
+                     WHEN NOT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+                         AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) THEN 'replayed' END",
             )
             .await?;
-        Ok(finished.as_deref() == Some("t"))
+        Ok(match said.as_deref() {
+            Some("streamed") => Some(LogEnd::Streamed),
+            Some(_) => Some(LogEnd::Replayed),
+            None => None,
+        })
     }
 
     /// Ends all client sessions but ours; says how many. Sessions that wait for replicas are left alone: ending one
@@ -394,11 +406,22 @@ impl Sql {
 
     /// Cancels the statements of clients; on a replica these can hold up replay, and with it a promotion.
     pub async fn cancel_statements(&self) -> Result<u32, Trouble> {
+        self.cancel_statements_where("true").await
+    }
+
+    /// The same where replay waits for one of them now.
+    pub async fn cancel_conflicts(&self) -> Result<u32, Trouble> {
+        let waits = "EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+            AND (wait_event LIKE 'RecoveryConflict%' OR wait_event_type IN ('Lock', 'BufferPin')))";
+        self.cancel_statements_where(waits).await
+    }
+
+    async fn cancel_statements_where(&self, condition: &str) -> Result<u32, Trouble> {
         let superuser = quote_literal(&self.superuser)?;
         let count = self
             .query_one(&format!(
                 "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'client backend'
-                 AND usename <> {superuser} AND state <> 'idle' AND wait_event IS DISTINCT FROM 'SyncRep'"
+                 AND usename <> {superuser} AND state <> 'idle' AND wait_event IS DISTINCT FROM 'SyncRep' AND {condition}"
             ))
             .await?;
         Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0))

@@ -2,9 +2,9 @@
 
 mod pair;
 
-use model::Lsn;
+use model::{Lsn, Timeline};
 use pair::{Pair, until};
-use postgres::ServerRole;
+use postgres::{LogEnd, ServerRole};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_starts_again_knows_its_end_when_its_replay_has_ended() {
@@ -24,16 +24,27 @@ async fn a_replica_that_starts_again_knows_its_end_when_its_replay_has_ended() {
     let alone = ServerRole::Replica { primary_conninfo: String::new(), primary_slot_name: None, apply_delay_ms: 0 };
     pair.new.start(alone).await;
 
+    let data_dir = pair.new.spec.data_dir.clone();
+    let left = |position: Lsn| {
+        let control = postgres::read_control_file(&data_dir).expect("readable");
+        postgres::unreplayed(&data_dir, &control, position).expect("readable")
+    };
     let (mut looks, mut short) = (0, 0);
     let position = loop {
         looks += 1;
         // In this order: a position read before the answer may be one of the way.
         let before = pair.new.sql.standby_position().await.expect("a position");
-        if pair.new.sql.replay_finished().await.expect("an answer") {
+        if let Some(how) = pair.new.sql.came_to_end().await.expect("an answer") {
+            assert_eq!(how, LogEnd::Replayed, "nothing was asked for in this life");
             break pair.new.sql.standby_position().await.expect("a position");
         }
-        short += usize::from(before < end);
+        // The files tell too, wherever replay is.
+        if before < end {
+            short += 1;
+            assert_eq!(left(before), Some(Timeline(1)), "{before}");
+        }
     };
     assert!(position >= end, "{position} is said to be the end, {end} was received");
+    assert_eq!(left(position), None);
     eprintln!("{looks} looks, {short} of them on the way");
 }

@@ -14,6 +14,7 @@ use model::failover::{FailoverPhase, Recruited};
 use model::observe::ServerFacts;
 use model::state::{Stage, XidSwitch};
 use model::{ClusterState, Epoch, Lsn, Millis, Moment, NodeId, Role, Timeline, Trouble};
+use postgres::LogEnd;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub(super) struct Part {
     row: Option<(Epoch, Lsn)>,
     /// A crashed server is left down until then.
     hand_over_until: Option<Moment>,
+    /// What was last told of what this node holds.
+    reported: Option<Recruited>,
     /// The lease was given up since the server stopped.
     gives_up_lease: bool,
     /// The synchronous list of a node that is about to be promoted.
@@ -134,6 +137,7 @@ impl Part {
             promotion_ordered,
             row: None,
             hand_over_until: None,
+            reported: None,
             gives_up_lease: false,
             list: None,
             served: Epoch(0),
@@ -353,22 +357,33 @@ impl Driver {
         let follows = if self.part.detached { None } else { Some(self.part.follow.unwrap_or((NodeId(0), Epoch(0)))) };
         let receiver = if busy { !postgres::receiver_processes(data_dir).is_empty() } else { facts.receiver.is_some() };
         let loose = follows.is_none() && !receiver;
-        // What was received in this life of the server was asked for only after all that lay here had been replayed; the
-        // end of that is known only once replay has come to it.
-        let finished = !loose || !busy || facts.received.is_some() || self.sql.replay_finished().await?;
+        // Where the log ends is known only once replay has come to the end of what lay here, or streams from there.
+        let reports = loose && busy;
+        let end = if reports { self.sql.came_to_end().await? } else { None };
+        if reports && end.is_none() {
+            self.sql.cancel_conflicts().await?;
+        }
         // Only now, for a report: the facts are of before the receiver was seen gone, or before replay came to its end.
-        let position = match loose && finished && busy {
-            true => self.sql.standby_position().await?,
-            false => facts.received.max(facts.replayed).unwrap_or(Lsn(0)),
+        let position = match end {
+            Some(_) => self.sql.standby_position().await?,
+            None => facts.received.max(facts.replayed).unwrap_or(Lsn(0)),
         };
         let file = postgres::read_control_file(data_dir)?;
         let on_disk = postgres::timeline_of_log(data_dir, position, file.segment_bytes.into())?;
         let timeline = facts.timeline.max(on_disk.unwrap_or_default());
+        // Of a record that was received and not flushed nobody was told; another timeline is the server's to go on with.
+        let goes_on = |newest: Timeline| end == Some(LogEnd::Replayed) || newest > timeline;
+        let more = end.is_some() && postgres::unreplayed(data_dir, &file, position)?.is_some_and(goes_on);
+        let finished = !reports || (end.is_some() && !more);
         let sync = self.sync_in_force(turn, facts);
         let lineage = self.lineage_of(&turn.state.value, timeline, false)?;
         let holds = lineage.map(|lineage| Recruited { lineage, timeline, position });
         let server = if finished { Server::Replica { follows, receiver, sync } } else { Server::Starting };
-        let recruited = holds.filter(|_| loose && finished && busy && !self.part.promotion_ordered);
+        let recruited = holds.filter(|_| reports && finished && !self.part.promotion_ordered);
+        if recruited.is_some() && self.part.reported != recruited {
+            tracing::info!(?recruited, ?end, "what is held here is told");
+            self.part.reported = recruited;
+        }
         Ok(Seen { server, holds, recruited, timeline: Some(timeline) })
     }
 
