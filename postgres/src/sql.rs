@@ -376,7 +376,8 @@ impl Sql {
 
     /// Whether a replica has come to the end of the log that it had when it started, and how that shows.
     pub async fn came_to_end(&self) -> Result<Option<LogEnd>, Trouble> {
-        // The receiver's position is null until something was asked for, which is only done where no more lies here.
+        // The receiver's position is null until something was asked for, and a server does that where it finds no more here.
+        // It can be wrong in that (`unreplayed`).
         let said = self
             .query_one(
                 "SELECT CASE WHEN pg_last_wal_receive_lsn() >= pg_last_wal_replay_lsn() THEN 'streamed'

@@ -65,13 +65,6 @@ impl Reading {
         self.memory
     }
 
-    /// What a session must see that was told a position now.
-    pub fn behind(point: Point) -> Reading {
-        let mut reading = Reading::default();
-        reading.import(point);
-        reading
-    }
-
     /// The replica did not serve the session's next read.
     pub fn failed_on(&mut self, node: NodeId) {
         self.memory.failed_on(node);
