@@ -116,9 +116,14 @@ async fn a_scheduled_one_comes_by_itself(cluster: &Cluster, writers: &Writers) {
     let planned = cluster.json(&["switchover", "--to", "n3", "--at", "+1h", "--yes"]).await;
     let id = planned["failover"].as_str().expect("its id").to_owned();
     cluster.wait_status("the plan is shown", |view| view.planned_switchover.as_ref().is_some_and(|p| p.id == id)).await;
-    let document = cluster.api("n2", "GET", "/cluster", &[], None).await.json();
-    let shown = &document["scheduled_switchover"];
-    assert_eq!((shown["from"].as_str(), shown["to"].as_str()), (Some("n1"), Some("n3")), "{document}");
+    // Another node hears of it a moment later.
+    wait_for("n2 shows the plan", || async {
+        let document = cluster.api("n2", "GET", "/cluster", &[], None).await.json();
+        let shown = &document["scheduled_switchover"];
+        let route = (shown["from"].as_str(), shown["to"].as_str());
+        if route == (Some("n1"), Some("n3")) { Ok(()) } else { Err(document.to_string()) }
+    })
+    .await;
     cluster.refused(&["switchover", "--to", "n2", "--yes"], "ST2109", 4).await;
     cluster.run(&["switchover", "--cancel"]).await.exits(0);
     cluster.refused(&["switchover", "--cancel"], "ST2108", 2).await;
