@@ -33,12 +33,14 @@ pub enum SlotStep {
 
 /// What to do with the slots of the server of `me`, whose facts are `facts`. Asked again after every sample; the steps
 /// are idempotent. A member that was never heard counts as silent only for the making of new slots, not for the
-/// dropping of old ones: an observer that just started knows nothing yet.
+/// dropping of old ones: an observer that just started knows nothing yet. Slots are made only for those that
+/// `may_feed` (`Ledger::may_feed`): without one no server gets in.
 pub fn plan(
     state: &ClusterState,
     me: NodeId,
     facts: &ServerFacts,
     observed: &BTreeMap<NodeId, Observed>,
+    may_feed: impl Fn(NodeId) -> bool,
     settings: &Settings,
     now: Moment,
 ) -> Vec<SlotStep> {
@@ -57,7 +59,8 @@ pub fn plan(
         let seen = observed.get(&member.id);
         match present.get(name.as_str()) {
             None => {
-                if seen.is_some_and(|seen| now.since(seen.heard_at) <= SAMPLE_STALE_AFTER) {
+                let heard = seen.is_some_and(|seen| now.since(seen.heard_at) <= SAMPLE_STALE_AFTER);
+                if heard && may_feed(member.id) {
                     steps.push(SlotStep::Create(name.clone()));
                 }
             }

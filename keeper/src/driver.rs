@@ -299,6 +299,9 @@ impl Driver {
             (Some(_), None) => Process::Starting,
             (Some(_), Some(facts)) => Process::Running(facts),
         };
+        if data == Data::Empty {
+            self.promise_what_is(&turn)?;
+        }
         let upstream_ready = self.upstream_ready(&turn);
         let wanted = desire(&Situation {
             me: self.parts.me,

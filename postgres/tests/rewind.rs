@@ -24,6 +24,7 @@ async fn parted(pair: &mut Pair) {
     pair.part().await;
     pair.old.run("INSERT INTO t VALUES (500, 'lost'); UPDATE t SET v = 'lost' WHERE id = 5; CHECKPOINT").await;
     pair.old.run("INSERT INTO t VALUES (501, 'lost')").await;
+    pair.old.run("SELECT pg_create_physical_replication_slot('stemma_n3_3', true)").await;
     pair.new.run("INSERT INTO t VALUES (500, 'kept')").await;
     pair.old.kill().await;
 }
@@ -46,6 +47,9 @@ async fn a_killed_primary_is_recovered_alone_rewound_and_follows() {
     assert_eq!(fs::read_to_string(spec.data_dir.join("stemma.conf")).expect("ours"), config, "not the source's");
     assert!(spec.data_dir.join("standby.signal").exists(), "it can never start as a primary");
     assert!(matches!(check_data_dir(&spec.data_dir, spec.user.as_ref()), Ok(DataDir::Cluster(_))));
+    // Who was let in to stream from what lay here before is not let in to what lies here now (ADR 0013).
+    let slots = fs::read_dir(spec.data_dir.join("pg_replslot")).expect("a directory").count();
+    assert_eq!(slots, 0, "slots outlived the rewind");
     pair.reunited().await;
     assert_eq!(pair.old.ask("SELECT v FROM t WHERE id IN (5, 500, 501) ORDER BY id").await, ["common", "kept"]);
 }

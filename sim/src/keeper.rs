@@ -34,6 +34,8 @@ const WRITE_PATIENCE: u64 = 600;
 pub struct Heartbeat {
     from: usize,
     report: Report,
+    /// Under which epoch its server follows, or may.
+    follows: Option<Epoch>,
     serving: Option<Serving>,
     position: Option<Lsn>,
     own_word: Option<OwnWord>,
@@ -250,6 +252,7 @@ impl World {
         }
         let Some((version, state)) = keeper.state.clone() else { return };
         self.notice(node, local, &state);
+        self.keep_slots(node, local, &state);
         if self.keeper(node).busy || self.keep_membership(node, version, &state) {
             return;
         }

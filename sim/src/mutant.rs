@@ -57,11 +57,13 @@ pub enum Mutant {
     GiveUpWhileServing,
     /// A word that gives up a lease and comes late takes back what was granted afterwards.
     LateWordsTakeBack,
+    /// Every server is let in to stream, whatever it followed before.
+    FeedAnybody,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 25] = [
+    pub const ALL: [Mutant; 26] = [
         Mutant::RecruitTooFew,
         Mutant::PromoteBeforeList,
         Mutant::CountCatchingUp,
@@ -87,6 +89,7 @@ impl Mutant {
         Mutant::ListNotSettled,
         Mutant::GiveUpWhileServing,
         Mutant::LateWordsTakeBack,
+        Mutant::FeedAnybody,
     ];
 
     /// The kinds of faults (see `faults`) among which the mistake shows soon, where it is rare among all: a primary that
@@ -118,7 +121,8 @@ impl Mutant {
             | Mutant::ForgetfulHolder
             | Mutant::ListNotSettled
             | Mutant::GiveUpWhileServing
-            | Mutant::LateWordsTakeBack => &[],
+            | Mutant::LateWordsTakeBack
+            | Mutant::FeedAnybody => &[],
         }
     }
 }

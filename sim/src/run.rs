@@ -171,6 +171,7 @@ fn first_node(dice: &mut Dice, index: usize, state: &ClusterState) -> Node {
             in_order: true,
             whole: !witness,
             served: Epoch(if index == 0 { 1 } else { 0 }),
+            slots: state.members.keys().copied().collect(),
         },
         server: Server::stopped(),
         fence_at: None,

@@ -4,7 +4,7 @@
 use cluster::failover::ledger::Ledger;
 use cluster::sync::ServerSync;
 use model::{Epoch, Lsn, NodeId, Timeline};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// One record. Its id is unique in the run and given once, so two logs that share an entry share all before it.
@@ -39,6 +39,8 @@ pub struct Disk {
     pub whole: bool,
     /// Under which epoch it last served.
     pub served: Epoch,
+    /// Whose servers are let in: those that have a slot. They go when the data is replaced.
+    pub slots: BTreeSet<NodeId>,
 }
 
 impl Disk {

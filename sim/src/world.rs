@@ -444,7 +444,8 @@ impl World {
     fn connect(&mut self, from: usize, to: usize, connection: u64, length: usize, last: Option<Entry>) {
         let now = self.now;
         let it = &mut self.nodes[to];
-        if it.server.running != Running::Primary || it.server.draining || !it.disk.admits(length, last) {
+        let takes = it.server.running == Running::Primary && !it.server.draining;
+        if !takes || !it.disk.slots.contains(&id(from)) || !it.disk.admits(length, last) {
             return;
         }
         if !it.disk.continues(length, last) {

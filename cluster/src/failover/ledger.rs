@@ -18,6 +18,9 @@ pub struct Ledger {
     /// A promotion that was about to begin: under which epoch, and from which timeline.
     #[serde(default)]
     pub promoting: Option<(Epoch, Timeline)>,
+    /// Under which epoch the data directory was put in place of another one.
+    #[serde(default)]
+    pub placed: Epoch,
 }
 
 /// Why an order is not obeyed.
@@ -98,10 +101,21 @@ impl Ledger {
         next
     }
 
-    /// Before another data directory is put in place of this one (a base backup or rewind from an upstream).
+    /// Before another data directory is put in place of this one (a base backup or rewind from an upstream); `epoch` is
+    /// that of the upstream.
     #[must_use]
-    pub fn replaced(&self) -> Ledger {
-        Ledger { promised: self.promised, ..Ledger::default() }
+    pub fn replaced(&self, epoch: Epoch) -> Ledger {
+        Ledger { promised: self.promised, placed: self.placed.max(epoch), ..Ledger::default() }
+    }
+
+    /// Whether a member's server may be let in here to stream, whose keeper promised and follows so.
+    ///
+    /// A server whose keeper sleeps connects again to wherever it was told to last. What it followed there may be gone, and
+    /// data of another descent in its place, whose timeline has the same number. PostgreSQL compares numbers and positions
+    /// only, and would let it go on, with a log that is neither. So it is let in once its keeper has obeyed the epoch of the
+    /// data here: what it follows then it was told to follow after that was compared.
+    pub fn may_feed(&self, promised: Epoch, follows: Option<Epoch>) -> bool {
+        promised >= self.placed && follows.is_none_or(|epoch| epoch >= self.placed)
     }
 
     /// The epoch in which the timeline at the end of the data was begun.

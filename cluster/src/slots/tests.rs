@@ -32,7 +32,7 @@ impl World {
     }
     fn plan(&mut self, me: u64) -> Vec<SlotStep> {
         let facts = self.facts(me).clone();
-        plan(&self.state, NodeId(me), &facts, &self.observed, &self.state.settings, NOW)
+        plan(&self.state, NodeId(me), &facts, &self.observed, |_| true, &self.state.settings, NOW)
     }
 }
 
@@ -53,6 +53,19 @@ fn every_node_makes_slots_for_every_other_data_member_it_hears() {
     assert_eq!(world.plan(2), [SlotStep::Create("stemma_n1_1".into())]);
     world.state.members.get_mut(&NodeId(1)).expect("member").witness = true;
     assert_eq!(world.plan(2), []);
+}
+
+#[test]
+fn who_may_not_be_fed_gets_no_slot_and_keeps_the_one_that_it_has() {
+    let mut world = World::new();
+    let plan = |world: &mut World| {
+        let facts = world.facts(2).clone();
+        let may_feed = |member| member != NodeId(3);
+        plan(&world.state, NodeId(2), &facts, &world.observed, may_feed, &world.state.settings, NOW)
+    };
+    assert_eq!(plan(&mut world), []);
+    world.facts(2).slots.clear();
+    assert_eq!(plan(&mut world), [SlotStep::Create("stemma_n1_1".into())]);
 }
 
 #[test]

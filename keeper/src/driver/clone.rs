@@ -44,7 +44,8 @@ impl Driver {
         }
     }
 
-    fn facts_of(&self, turn: &Turn, id: NodeId) -> Option<ServerFacts> {
+    /// What was seen lately of a member's server, if it runs.
+    pub(super) fn facts_of(&self, turn: &Turn, id: NodeId) -> Option<ServerFacts> {
         let observed = self.parts.observations.of(id)?;
         if turn.now.since(observed.taken_at) > SAMPLE_STALE_AFTER {
             return None;
@@ -164,7 +165,7 @@ impl Driver {
         self.parts.local.set_phase(Phase::Cloning);
         self.parts.local.set_doing(Some(format!("cloning from {name}")));
         tracing::info!(source = name, attempt = self.clone_attempts, "base backup begins");
-        let lineage = self.expect_copy(source, turn.now)?;
+        let lineage = self.expect_copy(source, turn)?;
         failpoint::pass("clone.begun");
         let cancel = stop.child_token();
         let guard = self.cancel_when_unwanted(&cancel);

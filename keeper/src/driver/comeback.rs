@@ -9,7 +9,7 @@ use cluster::failover::order::{Own, Serving};
 use cluster::history::{self, STEMMA};
 use model::failover::Recruited;
 use model::observe::{CloneProgress, ServerFacts};
-use model::{Epoch, Lsn, Moment, NodeId, Role, Timeline, Trouble};
+use model::{Epoch, Lsn, NodeId, Role, Timeline, Trouble};
 use postgres::comeback::{Comeback, ComebackDeadlines, Way, comeback};
 use postgres::rescue::{Fork, RescueLimits, RescueOrder, Saved};
 use tokio::sync::watch;
@@ -35,7 +35,7 @@ impl Driver {
         if holds.position == COPY_END {
             return self.give_up_data("it was taken from a primary that is not the one to follow").await;
         }
-        self.forget_older_timelines(holds)?;
+        self.forget_older_timelines(holds, serving.epoch)?;
         failpoint::pass("comeback.begun");
         let Some(primary) = turn.state.value.members.get(&node) else { return Ok(Primacy::Waits) };
         let directory = postgres::rescue::rescue_dir(&self.parts.config.state_dir);
@@ -74,8 +74,8 @@ impl Driver {
     }
 
     /// Timelines that the data held before its present one must not be taken for the primary's after a rewind.
-    fn forget_older_timelines(&mut self, holds: Recruited) -> Result<(), Trouble> {
-        let mut ledger = self.part.ledger.ledger().replaced();
+    fn forget_older_timelines(&mut self, holds: Recruited, epoch: Epoch) -> Result<(), Trouble> {
+        let mut ledger = self.part.ledger.ledger().replaced(epoch);
         ledger.begun.insert(holds.timeline.0, holds.lineage);
         self.part.ledger.save(ledger)
     }
@@ -95,7 +95,7 @@ impl Driver {
     }
 
     async fn follow_rewound(&mut self, node: NodeId, serving: Serving, turn: &Turn) -> Result<Primacy, Trouble> {
-        let mut ledger = self.part.ledger.ledger().replaced();
+        let mut ledger = self.part.ledger.ledger().replaced(serving.epoch);
         ledger.begun.insert(serving.timeline.0, serving.lineage);
         ledger.promised = ledger.promised.max(serving.epoch);
         self.part.ledger.follow(ledger, node, serving.epoch)?;
@@ -131,7 +131,8 @@ impl Driver {
             .await?;
         postgres::clone::mark_for_removal(&self.parts.node.data_dir, self.parts.spec.user.as_ref(), clock::wall())?;
         failpoint::pass("comeback.given-up");
-        self.part.ledger.save(self.part.ledger.ledger().replaced())?;
+        // Of which epoch the copy is, is known once it begins.
+        self.part.ledger.save(self.part.ledger.ledger().replaced(Epoch::default()))?;
         self.control = None;
         self.lineage = Lineage::Unknown;
         Ok(Primacy::Acted)
@@ -163,11 +164,24 @@ impl Driver {
     }
 
     /// Before the database is copied from `source`: what lies here is forgotten, and what will lie here is known.
-    pub(super) fn expect_copy(&mut self, source: NodeId, now: Moment) -> Result<Option<(Timeline, Epoch)>, Trouble> {
-        let ledger = self.part.ledger.ledger().replaced();
-        self.part.ledger.save(ledger)?;
+    pub(super) fn expect_copy(&mut self, source: NodeId, turn: &Turn) -> Result<Option<(Timeline, Epoch)>, Trouble> {
+        let word = self.part.council.word_of(source, turn.now);
+        let serves = word.as_ref().and_then(|word| word.serving).map(|serving| serving.epoch);
+        let epoch = turn.state.value.rule.epoch.max(serves.unwrap_or_default());
+        self.part.ledger.save(self.part.ledger.ledger().replaced(epoch))?;
         self.part.follow = None;
-        Ok(self.part.council.word_of(source, now).and_then(|word| word.lineage))
+        Ok(word.and_then(|word| word.lineage))
+    }
+
+    /// A node without data obeys nothing older than what it finds: who is to feed it lets it in by that
+    /// (`Ledger::may_feed`).
+    pub(super) fn promise_what_is(&mut self, turn: &Turn) -> Result<(), Trouble> {
+        let epoch = turn.state.value.rule.epoch;
+        if let Some(ledger) = self.part.ledger.ledger().promise(epoch) {
+            self.part.ledger.save(ledger)?;
+            self.part.council.promised(epoch);
+        }
+        Ok(())
     }
 
     /// The copy is complete; it ends on the timeline that its source was on throughout.

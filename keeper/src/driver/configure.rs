@@ -76,7 +76,7 @@ impl Driver {
         let chosen = members.get(&self.parts.me).and_then(|me| me.upstream).filter(|node| *node != primary);
         let follows = |node: &model::NodeId| {
             let word = self.part.council.word_of(*node, turn.now);
-            word.is_some_and(|word| word.follows == Some((primary, epoch)))
+            word.is_some_and(|word| word.follows == Some((primary, epoch))) && self.facts_of(turn, *node).is_some()
         };
         chosen.filter(follows).and_then(|node| members.get(&node)).or_else(|| members.get(&primary))
     }

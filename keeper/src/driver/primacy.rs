@@ -147,6 +147,11 @@ impl Part {
         }
     }
 
+    /// Whom the running server follows, if it is a replica, or may: node 0 of epoch 0 where that is not known.
+    fn told_to_follow(&self) -> Option<(NodeId, Epoch)> {
+        if self.detached { None } else { Some(self.follow.unwrap_or((NodeId(0), Epoch(0)))) }
+    }
+
     /// A process of the server was started by this keeper, with a configuration that follows `follow`.
     pub(super) fn started(&mut self, now: Moment) {
         self.detached = self.follow.is_none();
@@ -301,7 +306,9 @@ impl Driver {
                 (serving, None)
             }
             Server::Replica { follows, .. } => (None, *follows),
-            Server::Primary { .. } | Server::Stopped { .. } | Server::Starting => (None, None),
+            // It may turn out to be a replica, and does then what it was told last.
+            Server::Starting => (None, self.part.told_to_follow()),
+            Server::Primary { .. } | Server::Stopped { .. } => (None, None),
         };
         let leads = procedure::leader_of(state) == self.parts.me;
         self.part.council.publish(OwnPart {

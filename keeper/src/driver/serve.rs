@@ -97,7 +97,18 @@ impl Driver {
 
     pub(super) async fn keep_slots(&mut self, turn: &Turn, facts: &ServerFacts) -> Result<bool, Trouble> {
         let state = &turn.state.value;
-        let steps = slots::plan(state, self.parts.me, facts, &self.parts.observations.all(), &state.settings, turn.now);
+        let ledger = self.part.ledger.ledger();
+        let standby = state.following().is_some();
+        let may_feed = |member| {
+            // Whether a copy of another cluster still is one is found out by comparing histories, under one epoch.
+            if standby {
+                return true;
+            }
+            let word = self.part.council.word_of(member, turn.now);
+            word.is_some_and(|word| ledger.may_feed(word.report.epoch, word.follows.map(|(_, epoch)| epoch)))
+        };
+        let observed = self.parts.observations.all();
+        let steps = slots::plan(state, self.parts.me, facts, &observed, may_feed, &state.settings, turn.now);
         let mut acted = false;
         for step in steps {
             match step {

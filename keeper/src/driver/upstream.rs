@@ -178,7 +178,7 @@ impl Driver {
         let Some(followed) = turn.state.value.following() else { return Ok(Primacy::Waits) };
         let source = self.upstream(turn, "rewind").await?;
         self.stop_server("its data ends outside the followed cluster's history").await?;
-        self.part.ledger.save(self.part.ledger.ledger().replaced())?;
+        self.part.ledger.save(self.part.ledger.ledger().replaced(turn.state.value.rule.epoch))?;
         failpoint::pass("comeback.begun");
         let directory = postgres::rescue::rescue_dir(&self.parts.config.state_dir);
         // Names of clusters and of nodes obey one rule.

@@ -322,6 +322,9 @@ impl World {
             }
             Op::Rewound(source, fork) => {
                 if self.source_serves(node, source) {
+                    let mut ledger = self.keeper(node).ledger.clone();
+                    ledger.placed = ledger.placed.max(self.nodes[source].disk.served);
+                    self.save(node, ledger);
                     let it = &mut self.nodes[node];
                     it.disk.log.truncate(fork);
                     it.disk.flushed = it.disk.log.len();
@@ -375,7 +378,8 @@ impl World {
         let timeline = log.last().map_or(0, |entry| entry.timeline);
         let lineage = from.keeper.as_ref().and_then(|keeper| keeper.ledger.lineage(model::Timeline(timeline)));
         let Some(lineage) = lineage else { return };
-        let mut ledger = self.keeper(node).ledger.replaced();
+        let served = from.disk.served;
+        let mut ledger = self.keeper(node).ledger.replaced(served);
         ledger.begun.insert(timeline, lineage);
         self.save(node, ledger);
         self.nodes[node].disk.flushed = log.len();
@@ -389,6 +393,7 @@ impl World {
         disk.in_order = true;
         disk.standby = true;
         disk.follows = None;
+        disk.slots.clear();
     }
 }
 

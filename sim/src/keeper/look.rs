@@ -81,9 +81,13 @@ impl World {
         let report = cluster::failover::recruit::Report { epoch: promised, recruited, lapsed };
         let version = state.as_ref().map_or(0, |(version, _)| *version);
         let lease_from = state.as_ref().map(|(_, state)| self.newcomers(node, local, state)).unwrap_or_default();
+        let it = &self.nodes[node];
+        let replica = matches!(it.server.running, Running::Replica | Running::Starting);
+        let follows = it.disk.follows.filter(|_| replica).map(|(_, epoch)| epoch);
         Heartbeat {
             from: node,
             report,
+            follows,
             serving,
             position,
             own_word,
@@ -291,6 +295,22 @@ impl World {
             detect::Verdict::Alive | detect::Verdict::Suspect { .. } => {
                 keeper.dead_since = None;
                 None
+            }
+        }
+    }
+
+    /// Lets in the servers that may be fed from here. The real keeper makes slots for them.
+    pub(super) fn keep_slots(&mut self, node: usize, local: Moment, state: &ClusterState) {
+        let all = self.mutant == Mutant::FeedAnybody;
+        let it = &mut self.nodes[node];
+        let Some(keeper) = it.keeper.as_ref() else { return };
+        if !matches!(it.server.running, Running::Primary | Running::Replica) {
+            return;
+        }
+        for member in state.members.values().filter(|member| member.id != id(node) && !member.witness) {
+            let heard = keeper.heard.get(&member.id).filter(|(at, _)| local.since(*at).0 < FRESH);
+            if heard.is_some_and(|(_, it)| all || keeper.ledger.may_feed(it.report.epoch, it.follows)) {
+                it.disk.slots.insert(member.id);
             }
         }
     }

@@ -119,7 +119,7 @@ impl Driver {
 
     async fn see_replica(&mut self, turn: &Turn, facts: &ServerFacts, busy: bool) -> Result<Seen, Trouble> {
         let data_dir = &self.parts.node.data_dir;
-        let follows = if self.part.detached { None } else { Some(self.part.follow.unwrap_or((NodeId(0), Epoch(0)))) };
+        let follows = self.part.told_to_follow();
         let receiver = if busy { !postgres::receiver_processes(data_dir).is_empty() } else { facts.receiver.is_some() };
         let loose = follows.is_none() && !receiver;
         // Where the log ends is known only once replay has come to the end of what lay here, or streams from there.
