@@ -470,7 +470,11 @@ impl Session {
     fn refuse_next(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         self.refusal.clear();
         write(&mut self.refusal);
-        self.exchange.refuse_next();
+        match self.exchange.begins_later() {
+            // It takes its transaction to be begun, and has to end it.
+            true => self.exchange.orphan_untold(),
+            false => self.exchange.refuse_next(),
+        }
     }
 
     async fn last_words(&mut self, refusal: &Refusal) {

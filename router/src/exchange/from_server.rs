@@ -177,7 +177,7 @@ impl Exchange {
     /// Takes one answer; whether the client is to see it.
     fn answer(&mut self, head: Header, body: &[u8], client: &mut Out) -> Result<bool, Desync> {
         let front = self.ring.front().copied();
-        let swallowed = matches!(front, Some(Expect::Injected | Expect::Xid { .. }));
+        let swallowed = matches!(front, Some(Expect::Injected | Expect::Begin | Expect::Xid { .. }));
         match head.tag {
             b'D' | b'd' | b'T' | b't' | b'V' | b'C' | b'I' | b's' | b'n' | b'1' | b'2' | b'3' | b'c' => {
                 self.in_order(head.tag, body, front)
@@ -241,7 +241,7 @@ impl Exchange {
                 (true, true)
             }
             (Expect::Query { .. }, b'D' | b'd' | b'T' | b'C' | b'I' | b'c') => (false, true),
-            (Expect::Injected, b'D' | b'T' | b'C' | b'I') => (false, false),
+            (Expect::Injected, b'D' | b'T' | b'C' | b'I') | (Expect::Begin, b'C') => (false, false),
             (Expect::Xid { .. }, b'1' | b'2' | b'D' | b'C' | b'3') => {
                 self.hear_xid(tag, body);
                 (false, false)
@@ -275,11 +275,17 @@ impl Exchange {
                 true
             }
             Some(Expect::Query { effects: false } | Expect::Function | Expect::Sync) => true,
+            Some(Expect::Begin) => {
+                self.has_begun();
+                false
+            }
             Some(Expect::Injected | Expect::Xid { .. }) => false,
             other => return Err(Desync(format!("ReadyForQuery came where {other:?} was due"))),
         };
         self.ring.pop_front();
-        self.status = status;
+        if !self.begins_later() {
+            self.status = status;
+        }
         self.xid_ready(matches!(front, Some(Expect::Xid { .. })));
         self.copy_in = false;
         if show {
@@ -302,7 +308,7 @@ impl Exchange {
             return Ok(false);
         }
         match self.ring.front() {
-            Some(Expect::Injected | Expect::Xid { .. }) => {}
+            Some(Expect::Injected | Expect::Begin | Expect::Xid { .. }) => {}
             // Only the first word of an answer can still be taken back.
             Some(_) if self.may_retry && !self.answered && self.refused.is_none() && self.status == b'I' => {
                 let word = refusal(&fields.sqlstate, &fields.message, routine(body));
@@ -333,6 +339,10 @@ impl Exchange {
         match front {
             Some(Expect::Injected) => {
                 self.injected_error.get_or_insert_with(|| body.to_vec());
+                return Ok(false);
+            }
+            Some(Expect::Begin) => {
+                self.begin_refused(body);
                 return Ok(false);
             }
             Some(Expect::Xid { parsing }) => {

@@ -100,6 +100,16 @@ impl Session {
         After::Kept
     }
 
+    /// The server refused to begin the transaction that the client takes to be begun; `error` is the whole message.
+    pub(super) fn not_begun(&mut self, error: Vec<u8>) {
+        self.server = None;
+        self.replica = None;
+        *self.entry.running.borrow_mut() = None;
+        self.exchange.server_lost(&mut self.statements);
+        self.refusal = error;
+        self.exchange.orphan_untold();
+    }
+
     /// Finds out what became of a COMMIT, and tells the client. `false`: the client left.
     pub(super) async fn resolve(&mut self, doubt: &InDoubt) -> bool {
         let (worker, entry) = (self.worker.clone(), self.entry.clone());

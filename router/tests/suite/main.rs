@@ -1,5 +1,6 @@
 //! The router before real servers.
 
+mod beginning;
 mod commits;
 mod console;
 mod differential;
