@@ -176,10 +176,15 @@ impl World {
     fn ask_lease(&mut self, node: usize, holder: usize, epoch: Epoch, run: u64, sent_at: Moment) {
         let local = self.nodes[node].local(self.now);
         let unfaithful = self.mutant == Mutant::GrantAfterPromise;
+        let late_counts = self.mutant == Mutant::LateRequestsReplace;
         let keeper = self.keeper(node);
         let promised = if unfaithful { Epoch(0) } else { keeper.ledger.promised };
         if keeper.grantor.may_grant(id(holder), epoch, promised, local, &LEASE).is_ok() {
-            keeper.grantor.grant(id(holder), epoch, Asked { run, at: sent_at }, local);
+            if late_counts {
+                // What it asked for before is forgotten.
+                keeper.grantor.given_up(id(holder), Asked { run, at: Moment(u64::MAX) });
+            }
+            keeper.grantor.grant(id(holder), epoch, Asked { run, at: sent_at }, local, &LEASE);
             self.send(node, holder, Event::Granted(holder, node, epoch, sent_at));
         }
     }

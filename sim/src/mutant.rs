@@ -57,13 +57,15 @@ pub enum Mutant {
     GiveUpWhileServing,
     /// A word that gives up a lease and comes late takes back what was granted afterwards.
     LateWordsTakeBack,
+    /// A request for a lease that comes late is remembered in place of a newer one.
+    LateRequestsReplace,
     /// Every server is let in to stream, whatever it followed before.
     FeedAnybody,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 26] = [
+    pub const ALL: [Mutant; 27] = [
         Mutant::RecruitTooFew,
         Mutant::PromoteBeforeList,
         Mutant::CountCatchingUp,
@@ -89,6 +91,7 @@ impl Mutant {
         Mutant::ListNotSettled,
         Mutant::GiveUpWhileServing,
         Mutant::LateWordsTakeBack,
+        Mutant::LateRequestsReplace,
         Mutant::FeedAnybody,
     ];
 
@@ -122,6 +125,7 @@ impl Mutant {
             | Mutant::ListNotSettled
             | Mutant::GiveUpWhileServing
             | Mutant::LateWordsTakeBack
+            | Mutant::LateRequestsReplace
             | Mutant::FeedAnybody => &[],
         }
     }

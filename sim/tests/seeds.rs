@@ -90,7 +90,7 @@ fn seed_87_the_watcher_minds_a_server_that_only_starts() {
 }
 
 /// Each mutant, the mode in which it shows, and a seed from which on it soon does.
-const CAUGHT: [(Mutant, Option<CommitMode>, u64); 26] = [
+const CAUGHT: [(Mutant, Option<CommitMode>, u64); 27] = [
     (Mutant::RecruitTooFew, None, 11),
     (Mutant::PromoteBeforeList, None, 129),
     (Mutant::CountCatchingUp, None, 339),
@@ -116,6 +116,7 @@ const CAUGHT: [(Mutant, Option<CommitMode>, u64); 26] = [
     (Mutant::ListNotSettled, None, 2_853_682_793),
     (Mutant::GiveUpWhileServing, Some(CommitMode::Async), 0),
     (Mutant::LateWordsTakeBack, Some(CommitMode::Async), 277),
+    (Mutant::LateRequestsReplace, None, 2_926_728_684),
     (Mutant::FeedAnybody, None, 2_922_383_088),
 ];
 

@@ -8,7 +8,8 @@
 //!
 //! A holder whose server is gone, with all its processes, gives the lease up at once (`Holder::give_up`): it counts no grant
 //! of an earlier request any more, and tells the grantors, who need not wait then. What it says is about requests up to a
-//! moment of its own clock, so that a word that comes late takes back nothing that was asked for afterwards.
+//! moment of its own clock, so that a word that comes late takes back nothing that was asked for afterwards. Nor does a
+//! request that comes late: of each process that asked, the newest request is remembered, in whatever order they come.
 //!
 //! Whose majority counts is in the cluster's state, which holder and candidates may know in different versions. So
 //! the set grows by one keeper at a time, and only by one whose grant the holder is known to have, while it knows all
@@ -133,7 +134,8 @@ struct Grant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grantor {
     started_at: Moment,
-    newest: Option<Grant>,
+    /// One for each process that asked. Those that have lapsed go with the next one.
+    grants: Vec<Grant>,
 }
 
 /// Why a lease is not granted.
@@ -153,7 +155,7 @@ pub enum NotGranted {
 impl Grantor {
     /// A keeper that starts.
     pub fn new(now: Moment) -> Grantor {
-        Grantor { started_at: now, newest: None }
+        Grantor { started_at: now, grants: Vec::new() }
     }
 
     /// Whether to grant `epoch` to `node`, asked at `now`. `promised` is the epoch this keeper promised.
@@ -171,11 +173,10 @@ impl Grantor {
         if now < self.started_at.plus(timing.term) {
             return Err(NotGranted::Silent);
         }
-        match &self.newest {
-            Some(it) if (it.holder != node || it.epoch > epoch) && now < it.at.plus(timing.term) => {
-                Err(NotGranted::Other { node: it.holder })
-            }
-            Some(_) | None => Ok(()),
+        let other = |it: &&Grant| (it.holder != node || it.epoch > epoch) && now < it.at.plus(timing.term);
+        match self.grants.iter().find(other) {
+            Some(it) => Err(NotGranted::Other { node: it.holder }),
+            None => Ok(()),
         }
     }
 
@@ -184,26 +185,27 @@ impl Grantor {
         self.started_at = Moment(0);
     }
 
-    /// Notes a grant.
-    pub fn grant(&mut self, node: NodeId, epoch: Epoch, asked: Asked, now: Moment) {
-        self.newest = Some(Grant { holder: node, epoch, asked, at: now });
+    /// Notes a grant, which `may_grant` allows.
+    pub fn grant(&mut self, node: NodeId, epoch: Epoch, asked: Asked, now: Moment, timing: &Timing) {
+        self.grants.retain(|it| now < it.at.plus(timing.term));
+        match self.grants.iter_mut().find(|it| it.holder == node && it.asked.run == asked.run) {
+            // The holder counts the newest, whichever came last.
+            Some(it) => (it.epoch, it.asked.at, it.at) = (epoch, it.asked.at.max(asked.at), now),
+            None => self.grants.push(Grant { holder: node, epoch, asked, at: now }),
+        }
     }
 
     /// `node` counts nothing any more that this process of it asked for up to this moment. Whether that ends a grant.
     pub fn given_up(&mut self, node: NodeId, up_to: Asked) -> bool {
         let ends = |it: &Grant| it.holder == node && it.asked.run == up_to.run && it.asked.at <= up_to.at;
-        self.newest.take_if(|it| ends(it)).is_some()
+        self.grants.extract_if(.., |it| ends(it)).count() > 0
     }
 
     /// Whether nothing that was granted to an epoch older than `epoch` can still be valid. Only to be told together
     /// with the promise of `epoch`, which keeps such grants from being renewed.
     pub fn lapsed(&self, epoch: Epoch, now: Moment, timing: &Timing) -> bool {
         let silent_over = now >= self.started_at.plus(timing.term);
-        let over = match &self.newest {
-            Some(it) => it.epoch >= epoch || now >= it.at.plus(timing.term),
-            None => true,
-        };
-        silent_over && over
+        silent_over && self.grants.iter().all(|it| it.epoch >= epoch || now >= it.at.plus(timing.term))
     }
 }
 

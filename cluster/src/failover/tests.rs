@@ -157,7 +157,7 @@ fn a_lease_that_was_given_up_is_free_at_once_and_one_asked_for_afterwards_is_not
     let electors = BTreeSet::from([NodeId(2)]);
     let may =
         |grantor: &lease::Grantor| grantor.may_grant(NodeId(3), Epoch(2), Epoch(2), Moment(2_600), &lease::LAN).is_ok();
-    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_000), Moment(2_400));
+    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_000), Moment(2_400), &lease::LAN);
     holder.granted(Epoch(1), NodeId(2), Moment(2_000));
     holder.give_up(Moment(2_100));
     assert_eq!(holder.given_up(), Some(Moment(2_100)));
@@ -173,9 +173,24 @@ fn a_lease_that_was_given_up_is_free_at_once_and_one_asked_for_afterwards_is_not
     // It comes back, and asks anew; what it said before takes nothing back that it has now.
     holder.granted(Epoch(1), NodeId(2), Moment(2_300));
     assert_ne!(holder.verdict(Epoch(1), &electors, Moment(2_400), &lease::LAN), lease::HolderVerdict::Fence);
-    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_300), Moment(2_500));
+    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_300), Moment(2_500), &lease::LAN);
     assert!(!grantor.given_up(NodeId(1), asked(7, 2_100)));
     assert!(!may(&grantor));
+}
+
+/// A keeper that slept finds older requests behind a newer one, and older words behind those.
+#[test]
+fn requests_and_words_that_come_late_take_back_nothing_newer() {
+    let mut grantor = lease::Grantor::new(Moment(0));
+    let lapsed = |grantor: &lease::Grantor, at| grantor.lapsed(Epoch(2), Moment(at), &lease::LAN);
+    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_300), Moment(2_400), &lease::LAN);
+    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_000), Moment(2_500), &lease::LAN);
+    assert!(!grantor.given_up(NodeId(1), asked(7, 2_100)));
+    assert!(!lapsed(&grantor, 3_999) && lapsed(&grantor, 4_000), "counted from the last that came");
+    // The same of the process before it.
+    grantor.grant(NodeId(1), Epoch(1), asked(6, 9_000), Moment(2_600), &lease::LAN);
+    assert!(grantor.given_up(NodeId(1), asked(6, 9_100)));
+    assert!(!lapsed(&grantor, 3_999) && lapsed(&grantor, 4_000));
 }
 
 #[test]
@@ -184,7 +199,7 @@ fn the_holder_stops_before_any_grantor_lets_go() {
     let silent = grantor.may_grant(NodeId(1), Epoch(1), Epoch(1), Moment(1_000), &lease::LAN);
     assert_eq!(silent, Err(lease::NotGranted::Silent));
     // Sent at 2000, received at 2400, answered at once.
-    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_000), Moment(2_400));
+    grantor.grant(NodeId(1), Epoch(1), asked(7, 2_000), Moment(2_400), &lease::LAN);
     holder.granted(Epoch(1), NodeId(2), Moment(2_000));
     let fence_at = Moment(2_000 + 1_485 - 300);
     let serve = lease::HolderVerdict::Serve { fence_at };

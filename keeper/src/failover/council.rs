@@ -415,7 +415,7 @@ impl Inner {
 
     fn ask_lease(&mut self, holder: NodeId, epoch: Epoch, asked: Asked, now: Moment) {
         if self.grantor.may_grant(holder, epoch, self.own.promised, now, &LEASE).is_ok() {
-            self.grantor.grant(holder, epoch, asked, now);
+            self.grantor.grant(holder, epoch, asked, now, &LEASE);
             self.granted.insert(holder, (epoch, asked.at.0));
         }
     }
