@@ -172,6 +172,8 @@ pub enum Replication {
         connection: u64,
         /// Its length.
         length: usize,
+        /// How much of it is flushed: only so much does it acknowledge.
+        flushed: usize,
         /// Its last entry.
         last: Option<Entry>,
     },

@@ -395,8 +395,8 @@ impl World {
                 self.next_connection += 1;
                 let connection = self.next_connection;
                 let it = &self.nodes[node];
-                let (length, last) = (it.disk.log.len(), it.disk.log.last().copied());
-                let message = Replication::Connect { connection, length, last };
+                let (length, flushed) = (it.disk.log.len(), it.disk.flushed);
+                let message = Replication::Connect { connection, length, flushed, last: it.disk.log.last().copied() };
                 self.send(node, index(upstream), Event::Replicate(node, index(upstream), message));
             }
         }
@@ -423,7 +423,9 @@ impl World {
             return;
         }
         match message {
-            Replication::Connect { connection, length, last } => self.connect(from, to, connection, length, last),
+            Replication::Connect { connection, length, flushed, last } => {
+                self.connect((from, to), connection, (length, flushed), last);
+            }
             Replication::Data { connection, start, entries } => self.receive(from, to, connection, start, &entries),
             Replication::Flushed { connection, flushed } => {
                 let now = self.now;
@@ -441,7 +443,13 @@ impl World {
         }
     }
 
-    fn connect(&mut self, from: usize, to: usize, connection: u64, length: usize, last: Option<Entry>) {
+    fn connect(
+        &mut self,
+        (from, to): (usize, usize),
+        connection: u64,
+        (length, flushed): (usize, usize),
+        last: Option<Entry>,
+    ) {
         let now = self.now;
         let it = &mut self.nodes[to];
         let takes = it.server.running == Running::Primary && !it.server.draining;
@@ -458,7 +466,7 @@ impl World {
             ));
             return;
         }
-        it.server.senders.insert(id(from), Sender { connection, flushed: length, heard_at: now, streaming: false });
+        it.server.senders.insert(id(from), Sender { connection, flushed, heard_at: now, streaming: false });
         let message = Replication::Data { connection, start: length, entries: self.nothing.clone() };
         self.send(to, from, Event::Replicate(to, from, message));
     }

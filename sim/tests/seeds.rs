@@ -200,3 +200,10 @@ fn seed_1795840482520_an_order_to_promote_dies_with_the_process() {
 fn seed_1795840689763_a_winner_that_was_left_aside_keeps_its_descent() {
     check(1_795_840_689_763);
 }
+
+/// A replica that connected again counted for log that it had and had not flushed; real ones acknowledge what is flushed.
+#[test]
+fn seeds_2927504219_and_2927359868_what_a_replica_has_counts_once_it_is_flushed() {
+    check(2_927_504_219);
+    check(2_927_359_868);
+}
