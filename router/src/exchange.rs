@@ -404,6 +404,7 @@ impl Exchange {
         match (self.status, self.transaction_wrote) {
             _ if self.begins_later() => Transaction::None,
             (b'I', _) => Transaction::None,
+            _ if self.has_only_begun() => Transaction::Begun,
             (_, false) => Transaction::Clean,
             (_, true) => Transaction::Wrote,
         }
@@ -611,6 +612,7 @@ impl Exchange {
         self.portals.clear();
         self.begun.refusal = None;
         if !self.begins_later() {
+            self.forget_begin();
             self.status = b'I';
             self.state.server_lost();
         }

@@ -1,6 +1,6 @@
 //! A BEGIN that comes by itself is answered without a server. The server is told when the client says what it wants of it,
 //! in front of that. So a transaction that does nothing takes no server, one whose client thinks keeps none from others,
-//! and one that has not done anything yet outlives its server.
+//! and one whose first request is not answered yet outlives its server: it is begun anew on another one.
 
 use super::{Exchange, Expect};
 use crate::out::Out;
@@ -13,8 +13,10 @@ use wire::{build, frontend};
 /// A transaction that the client has begun.
 #[derive(Debug, Default)]
 pub(super) struct Begun {
-    /// The client's message, until a server has answered it.
+    /// The client's message, until something behind it is answered.
     message: Option<Box<[u8]>>,
+    /// A server has begun it.
+    done: bool,
     /// What the server said instead of beginning one: a whole message.
     pub(super) refusal: Option<Vec<u8>>,
 }
@@ -46,7 +48,7 @@ impl Exchange {
         };
         self.apply(&route, None, tag.as_bytes());
         if status == b'I' {
-            self.begun.message = None;
+            self.forget_begin();
         }
         self.status = status;
         self.state.ready(status);
@@ -55,22 +57,39 @@ impl Exchange {
         true
     }
 
-    /// The client is in a transaction of which no server has heard.
+    /// The client is in a transaction of which no server has said a word.
     pub fn begins_later(&self) -> bool {
-        self.begun.message.is_some()
+        self.begun.message.is_some() && !self.begun.done
+    }
+
+    /// A server has begun the client's transaction, and nothing behind that is answered.
+    pub fn has_only_begun(&self) -> bool {
+        self.begun.message.is_some() && self.begun.done
+    }
+
+    /// Such a transaction is as if no server had heard of it: its server is gone, or is given up.
+    pub fn begin_again(&mut self) {
+        if self.has_only_begun() {
+            self.begun.done = false;
+            self.status = b'T';
+            self.state.begins_again();
+        }
     }
 
     /// The BEGIN that is to go out in front of the client's next message, once that has a server. The answer is due then.
     pub fn begin_now(&mut self) -> Option<&[u8]> {
-        let message = self.begun.message.as_deref().filter(|_| !self.ring.contains(&Expect::Begin))?;
+        if !self.begins_later() || self.ring.contains(&Expect::Begin) {
+            return None;
+        }
+        let message = self.begun.message.as_deref()?;
         self.ring.push_back(Expect::Begin);
         self.xid.begins();
         Some(message)
     }
 
-    /// The client's BEGIN, by which it is decided where its transaction goes.
+    /// The client's BEGIN, of which no server has said a word: by that it is decided where its transaction goes.
     pub fn begin_message(&self) -> Option<&[u8]> {
-        self.begun.message.as_deref()
+        self.begun.message.as_deref().filter(|_| !self.begun.done)
     }
 
     /// The server did not begin a transaction, by this word.
@@ -82,7 +101,16 @@ impl Exchange {
 
     /// A server has answered the BEGIN.
     pub(super) fn has_begun(&mut self) {
+        self.begun.done = true;
+        if self.begun.refusal.is_some() {
+            self.forget_begin();
+        }
+    }
+
+    /// Something behind the BEGIN is answered, or there is no such transaction any more.
+    pub(super) fn forget_begin(&mut self) {
         self.begun.message = None;
+        self.begun.done = false;
     }
 
     /// Takes what a server said instead of beginning a transaction.
@@ -92,7 +120,8 @@ impl Exchange {
 
     /// The transaction that was to begin is lost to the client after all.
     pub(super) fn gives_up_begin(&mut self) {
-        if self.begun.message.take().is_some() {
+        if self.begun.message.is_some() {
+            self.forget_begin();
             self.state.server_lost();
         }
     }

@@ -68,6 +68,7 @@ impl Exchange {
                 self.server_skip -= take;
                 at += take;
             }
+            at += self.look_ahead(&input[at..]);
             let rest = &input[at..];
             let head = match header(rest) {
                 Ok(Some(head)) => head,
@@ -100,6 +101,45 @@ impl Exchange {
                 self.say_elided(client);
             }
         }
+    }
+
+    /// Whether what the server says to the request at hand may be kept from the client, and the request sent again.
+    fn may_take_back(&self) -> bool {
+        let first = self.status == b'I' || self.has_only_begun();
+        self.may_retry && !self.answered && self.refused.is_none() && first
+    }
+
+    /// What an error says of the request being sent again.
+    fn word_of(&self, body: &[u8], fields: &backend::ErrorFields) -> Option<Refused> {
+        let word = refusal(&fields.sqlstate, &fields.message, routine(body));
+        word.filter(|word| *word == Refused::Conflict || !self.state.may_only_read())
+    }
+
+    /// Looks whether what begins an answer ends in an error for which the request may be sent again, or in the end of the
+    /// connection: a server keeps the first rows of a result until it has 8 kB of them, so they come with the error. None
+    /// of it is shown then. How many bytes are passed over.
+    fn look_ahead(&mut self, input: &[u8]) -> usize {
+        let begins = |tag: u8| matches!(tag, b'1' | b'2' | b't' | b'n' | b'T' | b'D');
+        if !self.may_take_back() || !input.first().is_some_and(|tag| begins(*tag)) || self.injected_only() {
+            return 0;
+        }
+        let mut at = 0;
+        while let Ok(Some(head)) = header(&input[at..]) {
+            let Some(body) = input.get(at + HEADER_BYTES..at + head.total()) else { return 0 };
+            if head.tag == b'E' {
+                let fields = backend::error_fields(body);
+                if fields.severity == "FATAL" || fields.severity == "PANIC" {
+                    return at;
+                }
+                self.refused = self.word_of(body, &fields);
+                return 0;
+            }
+            if !begins(head.tag) {
+                return 0;
+            }
+            at += head.total();
+        }
+        0
     }
 
     /// Whether nothing is due that the server would answer.
@@ -289,6 +329,9 @@ impl Exchange {
         self.xid_ready(matches!(front, Some(Expect::Xid { .. })));
         self.copy_in = false;
         if show {
+            if self.refused.is_none() {
+                self.forget_begin();
+            }
             self.wait_cancelled = false;
             self.state.ready(status);
             self.transaction_wrote = status != b'I' && (self.transaction_wrote || self.request_writes);
@@ -310,10 +353,7 @@ impl Exchange {
         match self.ring.front() {
             Some(Expect::Injected | Expect::Begin | Expect::Xid { .. }) => {}
             // Only the first word of an answer can still be taken back.
-            Some(_) if self.may_retry && !self.answered && self.refused.is_none() && self.status == b'I' => {
-                let word = refusal(&fields.sqlstate, &fields.message, routine(body));
-                self.refused = word.filter(|word| *word == Refused::Conflict || !self.state.reads_by_own_will());
-            }
+            Some(_) if self.may_take_back() => self.refused = self.word_of(body, &fields),
             Some(_) | None => {}
         }
         let silent = |due: &&Expect| matches!(due, Expect::Elided | Expect::CloseElided | Expect::CopyEnd);

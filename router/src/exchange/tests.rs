@@ -266,8 +266,49 @@ fn a_begin_by_itself_needs_no_server_and_outlives_one() {
     wire.server_says(&server, &[]).expect("in step");
     assert!(wire.to_client.is_empty(), "the client was told");
     assert_eq!((wire.exchange.begins_later(), wire.exchange.status()), (false, b'T'));
-    assert_eq!(wire.exchange.transaction(), Transaction::Clean, "from here on there is something to lose");
-    assert_eq!(wire.alone("COMMIT"), None);
+    // Nor one that is lost before it has answered anything else.
+    assert_eq!(wire.exchange.transaction(), Transaction::Begun);
+    wire.exchange.begin_again();
+    wire.exchange.server_lost(&mut wire.client);
+    assert_eq!((wire.exchange.status(), wire.exchange.begins_later()), (b'T', true));
+    assert!(wire.exchange.begin_now().is_some());
+    wire.server_says(&server, &[]).expect("in step");
+    let mut said = Vec::new();
+    build::query(&mut said, "SELECT 1");
+    wire.client_says(&said, &[]).expect("well formed");
+    let mut server = Vec::new();
+    build::command_complete(&mut server, "SELECT 1");
+    build::ready(&mut server, b'T');
+    wire.server_says(&server, &[]).expect("in step");
+    assert_eq!(wire.exchange.transaction(), Transaction::Wrote, "for all that a cold catalogue knows");
+    wire.exchange.begin_again();
+    wire.exchange.server_lost(&mut wire.client);
+    assert_eq!((wire.exchange.status(), wire.exchange.begins_later()), (b'I', false));
+}
+
+/// The first rows of a result come with the error that ends it.
+#[test]
+fn of_an_answer_that_ends_in_a_conflict_nothing_is_shown() {
+    let conflict = "canceling statement due to conflict with recovery";
+    for (sqlstate, message, severity, shown) in [
+        ("40001", conflict, "ERROR", ""),
+        ("57P01", "terminating connection", "FATAL", ""),
+        ("22012", "division by zero", "ERROR", "TDE"),
+    ] {
+        let mut wire = Wire::new();
+        let mut said = Vec::new();
+        build::query(&mut said, "SELECT 1");
+        wire.exchange.set_may_retry(true);
+        wire.client_says(&said, &[]).expect("well formed");
+        let mut server = Vec::new();
+        build::row_description(&mut server, &[("c", build::ColumnType::Text)]);
+        build::data_row(&mut server, &[Some("1".into())]);
+        build::error(&mut server, &build::Complaint { severity, sqlstate, message, detail: "", hint: "" });
+        wire.server_says(&server, &[]).expect("in step");
+        assert_eq!(tags(&wire.to_client), shown, "{message}");
+        assert_eq!(wire.exchange.answered(), !shown.is_empty(), "{message}");
+        assert_eq!(wire.exchange.take_fatal().is_some(), severity == "FATAL");
+    }
 }
 
 /// It can be cancelled, as anything can.

@@ -37,7 +37,9 @@ impl Session {
         let transaction = self.exchange.transaction();
         // A COMMIT in a transaction is not sent again, so what was answered before it does not matter.
         let answered = match (transaction, request) {
-            (Transaction::Clean | Transaction::Wrote, Request::Commit) => self.exchange.partly_answered(),
+            (Transaction::Begun | Transaction::Clean | Transaction::Wrote, Request::Commit) => {
+                self.exchange.partly_answered()
+            }
             _ => self.exchange.answered(),
         };
         let lost = Lost {
@@ -64,6 +66,9 @@ impl Session {
         self.missed |= moves;
         if listened && !moves {
             self.exchange.state_mut().forget_channels();
+        }
+        if matches!(action, Action::Silent | Action::SendAgain) {
+            self.exchange.begin_again();
         }
         match action {
             Action::Silent => self.exchange.server_lost(&mut self.statements),
@@ -182,6 +187,7 @@ impl Session {
     pub(super) fn send_again(&mut self) {
         self.retries += 1;
         self.server = None;
+        self.exchange.begin_again();
         *self.entry.running.borrow_mut() = None;
         self.exchange.server_lost(&mut self.statements);
         self.take_back();

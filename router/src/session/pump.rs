@@ -273,6 +273,7 @@ impl Session {
         let judge = known.judge(&catalog, self.lexing);
         let answered = self.exchange.answer_without_server(input, &judge, to_client);
         if answered {
+            self.unread = false;
             self.client.send(context, to_client, &[], &mut self.outbox).map_err(|_| Turn::End)?;
         }
         Ok(answered)
@@ -312,7 +313,9 @@ impl Session {
         if !self.keeping {
             return;
         }
-        if self.exchange.status() != b'I' || self.kept.len() + bytes.len() > KEPT_BYTES_MAX {
+        // Within a transaction only what it begins with can be.
+        let within = self.exchange.status() != b'I' && !self.exchange.has_only_begun();
+        if within || self.kept.len() + bytes.len() > KEPT_BYTES_MAX {
             self.keeping = false;
             self.kept.clear();
         } else {

@@ -1,10 +1,11 @@
 //! A BEGIN by itself is answered by the router; a server hears of it with what comes next.
 
-use crate::harness::{Front, Server, config, one, sqlstate, try_one};
+use crate::harness::{Front, Server, config, one, sqlstate, try_one, wait_for};
 use crate::hostile::believing;
 use crate::raw::Raw;
-use crate::splitting::split;
+use crate::splitting::{split, topology};
 use std::time::Duration;
+use tokio_postgres::{Client, Error, NoTls};
 use wire::build;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -168,4 +169,78 @@ async fn it_goes_where_its_words_lead() {
         client.batch_execute("COMMIT").await.expect("ended");
     }
     assert_eq!(one(&client, "SELECT recovers()").await, "true");
+}
+
+/// Runs a statement that waits for the lock on `t`, ends its server meanwhile, and gives way.
+async fn lost_while_it_waits(server: &Server, client: Client, sql: &'static str) -> (Result<String, Error>, Client) {
+    let locker = server.options().connect(NoTls).await.expect("past the router");
+    tokio::spawn(locker.1);
+    locker.0.batch_execute("BEGIN; LOCK TABLE t").await.expect("locked");
+    let running = tokio::spawn(async move { (try_one(&client, sql).await, client) });
+    let waiting = "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    wait_for("it to wait", || server.sql(waiting) != "0");
+    let ended = server.sql(&format!("SELECT pg_terminate_backend(({waiting}), 20000)"));
+    assert_eq!(ended, "t");
+    locker.0.batch_execute("COMMIT").await.expect("unlocked");
+    running.await.expect("no panic")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_it_begins_with_is_read_again_and_nothing_else() {
+    let (server, _standby, front) = split().await;
+    server.sql("INSERT INTO t VALUES (7)");
+    let client = front.client().await;
+    client.batch_execute("BEGIN").await.expect("begun");
+    let (read, client) = lost_while_it_waits(&server, client, "SELECT a FROM t").await;
+    assert_eq!(read.expect("F-5: begun anew, and read again"), "7");
+    client.batch_execute("UPDATE t SET a = 8").await.expect("the transaction lives");
+    client.batch_execute("COMMIT").await.expect("committed");
+    assert_eq!(server.sql("SELECT a FROM t"), "8");
+
+    client.batch_execute("BEGIN").await.expect("begun");
+    assert_eq!(one(&client, "SELECT 1").await, "1");
+    let (read, client) = lost_while_it_waits(&server, client, "SELECT a FROM t").await;
+    assert_eq!(sqlstate(&read.expect_err("something of it is answered")), "40001");
+    client.batch_execute("ROLLBACK").await.expect("ended");
+
+    client.batch_execute("BEGIN").await.expect("begun");
+    let (wrote, client) = lost_while_it_waits(&server, client, "UPDATE t SET a = 9").await;
+    assert_eq!(sqlstate(&wrote.expect_err("it may do more than write rows")), "40001");
+    client.batch_execute("ROLLBACK").await.expect("ended");
+    assert_eq!(one(&client, "SELECT a FROM t").await, "8");
+}
+
+/// What recovery has cancelled on a replica is read on the primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_recovery_cancels_is_begun_anew_elsewhere() {
+    let (primary, standby, front) = split().await;
+    primary.sql("INSERT INTO t SELECT generate_series(1, 50)");
+    standby.sql("ALTER SYSTEM SET max_standby_streaming_delay = 0");
+    standby.sql("SELECT pg_reload_conf()");
+    let rows = || standby.sql("SELECT count(*) FROM t");
+    wait_for("the rows to arrive", || rows() == "50");
+    front.topology.send_replace(topology(&primary, &standby));
+    for (begin, left) in [(None, 40), (Some("BEGIN READ ONLY"), 30)] {
+        let client = front.client().await;
+        // One that has just failed is left alone for a while.
+        while one(&client, "SELECT recovers()").await != "true" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            front.topology.send_replace(topology(&primary, &standby));
+        }
+        if let Some(begin) = begin {
+            client.batch_execute(begin).await.expect("begun");
+        }
+        let sql = "SELECT count(*) || recovers() || (SELECT count(pg_sleep(2)) FROM t WHERE a = 1) FROM t";
+        let reading = tokio::spawn(async move { (one(&client, sql).await, client) });
+        let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        wait_for("it to read", || standby.sql(sleeping) != "0");
+        primary.sql(&format!("DELETE FROM t WHERE a > {left}"));
+        primary.sql("VACUUM t");
+        let (said, client) = reading.await.expect("no panic");
+        assert_eq!(said, format!("{left}false1"), "it began again, on the primary: {begin:?}");
+        if begin.is_some() {
+            client.batch_execute("COMMIT").await.expect("ended");
+        }
+        wait_for("the rows to go", || rows() == left.to_string());
+    }
 }
