@@ -233,7 +233,7 @@ pub struct Exchange {
     /// What is known of the transaction's number.
     xid: xid::Xid,
     /// A transaction of which no server has heard.
-    begun: begin::Begun,
+    begun: Option<Box<begin::Begun>>,
     /// Channels whose notifications reach the client by another way.
     heard_elsewhere: Channels,
     /// The server is the client's own for as long as it is here.
@@ -298,7 +298,7 @@ impl Exchange {
             may_retry: false,
             refused: None,
             xid: xid::Xid::default(),
-            begun: begin::Begun::default(),
+            begun: None,
             heard_elsewhere: Channels::default(),
             owns_server: false,
             wait_cancelled: false,
@@ -610,9 +610,8 @@ impl Exchange {
         self.wait_cancelled = false;
         self.refused = None;
         self.portals.clear();
-        self.begun.refusal = None;
+        self.begin_lost();
         if !self.begins_later() {
-            self.forget_begin();
             self.status = b'I';
             self.state.server_lost();
         }

@@ -18,7 +18,7 @@ pub(super) struct Begun {
     /// A server has begun it.
     done: bool,
     /// What the server said instead of beginning one: a whole message.
-    pub(super) refusal: Option<Vec<u8>>,
+    refusal: Option<Vec<u8>>,
 }
 
 impl Exchange {
@@ -39,7 +39,7 @@ impl Exchange {
             // A replica refuses it, and not every server that is asked may be a primary.
             (Effect::Begin(modes), false) if modes.isolation == Some(Isolation::Serializable) => return false,
             (Effect::Begin(_), false) => {
-                self.begun.message = Some(input.into());
+                self.begun = Some(Box::new(Begun { message: Some(input.into()), ..Begun::default() }));
                 (b'T', if starts_with(sql, b"start") { "START TRANSACTION" } else { "BEGIN" })
             }
             (Effect::Commit { chain: false }, true) => (b'I', "COMMIT"),
@@ -59,18 +59,18 @@ impl Exchange {
 
     /// The client is in a transaction of which no server has said a word.
     pub fn begins_later(&self) -> bool {
-        self.begun.message.is_some() && !self.begun.done
+        self.begun.as_ref().is_some_and(|begun| begun.message.is_some() && !begun.done)
     }
 
     /// A server has begun the client's transaction, and nothing behind that is answered.
     pub fn has_only_begun(&self) -> bool {
-        self.begun.message.is_some() && self.begun.done
+        self.begun.as_ref().is_some_and(|begun| begun.message.is_some() && begun.done)
     }
 
     /// Such a transaction is as if no server had heard of it: its server is gone, or is given up.
     pub fn begin_again(&mut self) {
-        if self.has_only_begun() {
-            self.begun.done = false;
+        if let Some(begun) = self.begun.as_mut().filter(|begun| begun.done) {
+            begun.done = false;
             self.status = b'T';
             self.state.begins_again();
         }
@@ -81,7 +81,7 @@ impl Exchange {
         if !self.begins_later() || self.ring.contains(&Expect::Begin) {
             return None;
         }
-        let message = self.begun.message.as_deref()?;
+        let message = self.begun.as_ref()?.message.as_deref()?;
         self.ring.push_back(Expect::Begin);
         self.xid.begins();
         Some(message)
@@ -89,39 +89,48 @@ impl Exchange {
 
     /// The client's BEGIN, of which no server has said a word: by that it is decided where its transaction goes.
     pub fn begin_message(&self) -> Option<&[u8]> {
-        self.begun.message.as_deref().filter(|_| !self.begun.done)
+        self.begun.as_ref().filter(|begun| !begun.done)?.message.as_deref()
     }
 
     /// The server did not begin a transaction, by this word.
     pub(super) fn begin_refused(&mut self, body: &[u8]) {
         let mut message = Vec::new();
         build::message(&mut message, b'E', |out| out.extend_from_slice(body));
-        self.begun.refusal = Some(message);
+        if let Some(begun) = &mut self.begun {
+            begun.refusal = Some(message);
+        }
     }
 
     /// A server has answered the BEGIN.
     pub(super) fn has_begun(&mut self) {
-        self.begun.done = true;
-        if self.begun.refusal.is_some() {
-            self.forget_begin();
+        if let Some(begun) = &mut self.begun {
+            begun.done = begun.refusal.is_none();
+            begun.message.take_if(|_| !begun.done);
         }
     }
 
     /// Something behind the BEGIN is answered, or there is no such transaction any more.
     pub(super) fn forget_begin(&mut self) {
-        self.begun.message = None;
-        self.begun.done = false;
+        self.begun = None;
     }
 
     /// Takes what a server said instead of beginning a transaction.
     pub fn take_begin_refusal(&mut self) -> Option<Vec<u8>> {
-        self.begun.refusal.take()
+        let refused = self.begun.as_ref().is_some_and(|begun| begun.message.is_none());
+        self.begun.take_if(|_| refused)?.refusal
+    }
+
+    /// The server is gone that was to begin it, whatever it said of that; one that had begun it is gone with it.
+    pub(super) fn begin_lost(&mut self) {
+        match &mut self.begun {
+            Some(begun) if begun.message.is_some() && !begun.done => begun.refusal = None,
+            _ => self.begun = None,
+        }
     }
 
     /// The transaction that was to begin is lost to the client after all.
     pub(super) fn gives_up_begin(&mut self) {
-        if self.begun.message.is_some() {
-            self.forget_begin();
+        if self.begun.take().is_some() {
             self.state.server_lost();
         }
     }
