@@ -131,6 +131,9 @@ pub const SHOWN_REPORTS_WAIT: Millis = Millis(200);
 pub const ASYNC_REPORTS_WAIT: Millis = Millis(500);
 /// Where only a recruit's descent closes an older rule: how long to wait for the reports of the voters.
 pub const DESCENT_REPORTS_WAIT: Millis = Millis(1_500);
+/// A forced attempt needs no quorum, so nobody vouches that the first to report holds most: how long to wait for the reports of the
+/// voters that answer.
+pub const FORCED_REPORTS_WAIT: Millis = Millis(2_000);
 /// How long a forced attempt may look for a winner before it is given up, whoever notices.
 pub const FORCED_PHASE_MAX: Millis = Millis(10_000);
 /// How long a winner may take before somebody else tries, though its keeper answers.

@@ -18,8 +18,8 @@ use super::candidate::{self, Choice, choose};
 use super::recruit::{self, Closed, Report};
 use super::rejoin::{self, Rejoin};
 use super::{
-    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, DESCENT_REPORTS_WAIT, FORCED_PHASE_MAX, Policy, SHOWN_REPORTS_WAIT,
-    SWITCHOVER_PHASE_MAX, SWITCHOVER_REPORTS_WAIT, UNDO_AFTER, WINNER_STALLED_AFTER, procedure,
+    ASYNC_REPORTS_WAIT, CHOOSE_BY_OTHERS_AFTER, DESCENT_REPORTS_WAIT, FORCED_PHASE_MAX, FORCED_REPORTS_WAIT, Policy,
+    SHOWN_REPORTS_WAIT, SWITCHOVER_PHASE_MAX, SWITCHOVER_REPORTS_WAIT, UNDO_AFTER, WINNER_STALLED_AFTER, procedure,
 };
 use crate::sync::ServerSync;
 use model::failover::{Failover, FailoverKind, FailoverPhase, Recruited};
@@ -362,11 +362,16 @@ fn chosen(view: &View<'_>, failover: &Failover) -> Option<Action> {
     // among the recruits does not acknowledge for the winner: it would wait for the old primary to be back.
     let planned = matches!(failover.kind, FailoverKind::Switchover { .. });
     let present = |voter: &&NodeId| view.others.alive.contains(*voter);
-    let missing = state.rule.voters.iter().filter(present).any(|voter| !recruits.contains_key(voter));
+    let mut voters = recruit::binding(state).flat_map(|rule| &rule.voters).filter(present);
+    let missing = voters.any(|voter| !recruits.contains_key(voter));
     if planned && missing && view.phase_age < SWITCHOVER_REPORTS_WAIT {
         return None;
     }
     if state.rule.acks > 1 && missing && view.phase_age < SHOWN_REPORTS_WAIT {
+        return None;
+    }
+    let forced = matches!(failover.kind, FailoverKind::Forced { .. });
+    if forced && missing && view.phase_age < FORCED_REPORTS_WAIT {
         return None;
     }
     let choice = choose(state, failover, reports, view.others.primary_was_at, view.policy).ok()?;

@@ -446,8 +446,10 @@ fn a_crashed_primary_is_left_down_only_for_who_can_take_over() {
 fn what_one_of_several_voters_may_have_shown_is_waited_for_where_it_answers() {
     let mut state = claimed();
     (state.rule.acks, state.rule.recruit_quorum) = (2, 1);
-    let next = |me: u64, reports: &[(u64, u64)], alive: &[u64], age: Millis| {
-        let recruited = |node: u64| reports.iter().find(|(of, _)| *of == node).map(|(_, position)| held(1, *position));
+    let next = |state: &ClusterState, me: u64, reports: &[(u64, u64)], alive: &[u64], age: Millis| {
+        // One without a position has promised only.
+        let report_of = |node: u64| reports.iter().find(|(of, position)| *of == node && *position > 0);
+        let recruited = |node: u64| report_of(node).map(|(_, position)| held(1, *position));
         let own = Own {
             promised: Epoch(2),
             server: Server::Replica { follows: None, receiver: false, sync: ServerSync::default() },
@@ -458,21 +460,33 @@ fn what_one_of_several_voters_may_have_shown_is_waited_for_where_it_answers() {
             hand_over: false,
         };
         let others = Others {
-            reports: reports.iter().map(|(node, _)| (NodeId(*node), report(2, recruited(*node)))).collect(),
+            reports: reports
+                .iter()
+                .map(|(node, _)| (NodeId(*node), Report { lapsed: true, ..report(2, recruited(*node)) }))
+                .collect(),
             alive: alive.iter().map(|node| NodeId(*node)).collect(),
             ..Others::default()
         };
         let policy = super::Policy::default();
-        let view = View { me: NodeId(me), state: &state, own: &own, others: &others, phase_age: age, policy: &policy };
+        let view = View { me: NodeId(me), state, own: &own, others: &others, phase_age: age, policy: &policy };
         match order::next(&view) {
             Some(Action::Choose(_, choice)) => Some(choice.winner.0),
             _ => None,
         }
     };
-    assert_eq!(next(2, &[(2, 100)], &[2, 3], Millis(20)), None, "node 3 is about to report");
-    assert_eq!(next(3, &[(2, 100), (3, 120)], &[2, 3], Millis(20)), Some(3));
-    assert_eq!(next(2, &[(2, 100)], &[2], Millis(20)), Some(2), "node 3 does not answer");
-    assert_eq!(next(2, &[(2, 100)], &[2, 3], super::SHOWN_REPORTS_WAIT), Some(2), "nor does its server");
+    assert_eq!(next(&state, 2, &[(2, 100)], &[2, 3], Millis(20)), None, "node 3 is about to report");
+    assert_eq!(next(&state, 3, &[(2, 100), (3, 120)], &[2, 3], Millis(20)), Some(3));
+    assert_eq!(next(&state, 2, &[(2, 100)], &[2], Millis(20)), Some(2), "node 3 does not answer");
+    assert_eq!(next(&state, 2, &[(2, 100)], &[2, 3], super::SHOWN_REPORTS_WAIT), Some(2), "nor does its server");
+    // Whoever accepts a loss wants no greater one than there has to be.
+    let kind = FailoverKind::Forced { to: None, loss_bytes_max: u64::MAX };
+    state.failover.as_mut().expect("claimed").kind = kind;
+    (state.rule.acks, state.rule.recruit_quorum) = (1, 2);
+    let next = |reports, alive, age| next(&state, 2, reports, alive, age);
+    let reports = [(2, 100), (3, 0)];
+    assert_eq!(next(&reports, &[2, 3], Millis(500)), None, "node 3 is about to report");
+    assert_eq!(next(&reports, &[2], Millis(500)), Some(2), "node 3 does not answer any more");
+    assert_eq!(next(&reports, &[2, 3], super::FORCED_REPORTS_WAIT), Some(2), "its server does not");
 }
 
 /// Node 2 won epoch 2 and was left aside for node 3 of epoch 3; then a person has node 2 made the primary after all.
