@@ -6,7 +6,6 @@
 //! in step: every message that will be answered leaves an entry, every answer takes one. An answer that does not fit
 //! is a `Desync`, and the server connection is closed rather than given to someone else.
 
-mod begin;
 mod from_client;
 mod from_server;
 mod local;
@@ -43,8 +42,6 @@ enum Expect {
     },
     /// To a query of ours: all of it is swallowed.
     Injected,
-    /// To a BEGIN whose answer the client has: swallowed.
-    Begin,
     /// To our question for the transaction's number, up to ReadyForQuery: swallowed.
     Xid {
         /// Whether the question had to be made known to the server first.
@@ -232,8 +229,6 @@ pub struct Exchange {
     refused: Option<Refused>,
     /// What is known of the transaction's number.
     xid: xid::Xid,
-    /// A transaction of which no server has heard.
-    begun: Option<Box<begin::Begun>>,
     /// Channels whose notifications reach the client by another way.
     heard_elsewhere: Channels,
     /// The server is the client's own for as long as it is here.
@@ -298,7 +293,6 @@ impl Exchange {
             may_retry: false,
             refused: None,
             xid: xid::Xid::default(),
-            begun: None,
             heard_elsewhere: Channels::default(),
             owns_server: false,
             wait_cancelled: false,
@@ -358,7 +352,7 @@ impl Exchange {
     /// What was asked for and is not answered.
     pub fn unanswered(&self) -> Request {
         let ours = |due: &Expect| match due {
-            Expect::Injected | Expect::Begin | Expect::Xid { .. } => true,
+            Expect::Injected | Expect::Xid { .. } => true,
             Expect::Check { .. } | Expect::CloseInjected | Expect::Parse { wanted: false, .. } => self.leading,
             _ => false,
         };
@@ -402,9 +396,7 @@ impl Exchange {
     /// The transaction as of the latest ReadyForQuery.
     pub fn transaction(&self) -> Transaction {
         match (self.status, self.transaction_wrote) {
-            _ if self.begins_later() => Transaction::None,
             (b'I', _) => Transaction::None,
-            _ if self.has_only_begun() => Transaction::Begun,
             (_, false) => Transaction::Clean,
             (_, true) => Transaction::Wrote,
         }
@@ -438,7 +430,6 @@ impl Exchange {
             | Expect::Parse { wanted: false, .. } => true,
             Expect::Query { .. }
             | Expect::Injected
-            | Expect::Begin
             | Expect::Function
             | Expect::Parse { wanted: true, .. }
             | Expect::Elided
@@ -477,7 +468,6 @@ impl Exchange {
                 Expect::Execute { .. } => build::command_complete(client, tag),
                 Expect::Close | Expect::CloseElided => build::close_complete(client),
                 Expect::Injected
-                | Expect::Begin
                 | Expect::Xid { .. }
                 | Expect::Parse { wanted: false, .. }
                 | Expect::Check { .. }
@@ -571,12 +561,7 @@ impl Exchange {
 
     /// Whether an answer to a query of ours is due, before anything that the client asked for.
     pub fn injected_only(&self) -> bool {
-        matches!(self.ring.front(), Some(Expect::Injected | Expect::Begin))
-    }
-
-    /// Whether a server would take settings now that outlast what the client does next.
-    pub fn takes_settings(&self) -> bool {
-        self.at_rest() || (self.begins_later() && self.quiet())
+        self.ring.front() == Some(&Expect::Injected)
     }
 
     /// Notes that a query of ours goes out now; its answer will not be shown.
@@ -601,6 +586,7 @@ impl Exchange {
         self.copy_in = false;
         self.streaming = false;
         self.server_skip = 0;
+        self.status = b'I';
         self.injected_error = None;
         self.answered = false;
         self.partly = false;
@@ -610,11 +596,7 @@ impl Exchange {
         self.wait_cancelled = false;
         self.refused = None;
         self.portals.clear();
-        self.begin_lost();
-        if !self.begins_later() {
-            self.status = b'I';
-            self.state.server_lost();
-        }
+        self.state.server_lost();
         client.unnamed_loaded = false;
     }
 
@@ -717,7 +699,6 @@ impl Exchange {
                 Some(
                     Expect::Query { effects: false }
                     | Expect::Injected
-                    | Expect::Begin
                     | Expect::Xid { .. }
                     | Expect::Function
                     | Expect::Sync

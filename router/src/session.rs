@@ -470,11 +470,7 @@ impl Session {
     fn refuse_next(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         self.refusal.clear();
         write(&mut self.refusal);
-        match self.exchange.begins_later() {
-            // It takes its transaction to be begun, and has to end it.
-            true => self.exchange.orphan_untold(),
-            false => self.exchange.refuse_next(),
-        }
+        self.exchange.refuse_next();
     }
 
     async fn last_words(&mut self, refusal: &Refusal) {

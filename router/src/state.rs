@@ -277,16 +277,6 @@ impl State {
         })
     }
 
-    /// The same of the transaction at hand: by its own word, or by that.
-    pub fn may_only_read(&self) -> bool {
-        self.standing == Standing::ReadOnly || self.reads_by_own_will()
-    }
-
-    /// The transaction that was begun is begun anew, with nothing done in it.
-    pub fn begins_again(&mut self) {
-        self.failed = false;
-    }
-
     /// A statement failed: what the others of its implicit transaction did is undone with it.
     pub fn failed(&mut self) {
         self.failed = true;

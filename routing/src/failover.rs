@@ -9,8 +9,6 @@
 pub enum Transaction {
     /// None was open.
     None,
-    /// Open, and nothing that was asked within it is answered: it can be begun anew, and nobody will know.
-    Begun,
     /// Open, and none of its statements wrote.
     Clean,
     /// Open, and it may have written.
@@ -130,11 +128,9 @@ pub fn verdict(lost: &Lost) -> (Action, &'static str) {
         (Transaction::None, Request::None) => (Action::Silent, "F-1"),
         (Transaction::None, Request::NotSent) if lost.pinned => (Action::SayGone, "F-3"),
         (Transaction::None, Request::NotSent) => (Action::SendAgain, "F-4"),
-        (Transaction::Begun, Request::None) if !lost.pinned => (Action::Silent, "F-1"),
-        (Transaction::Begun, Request::NotSent) if !lost.pinned => (Action::SendAgain, "F-4"),
         (_, Request::Rollback) => (Action::RolledBack, "F-13"),
-        (Transaction::None | Transaction::Begun, _) if lost.end == End::Refused && again => (Action::SendAgain, "F-6"),
-        (Transaction::None | Transaction::Begun, Request::Read) if again => (Action::SendAgain, "F-5"),
+        (Transaction::None, _) if lost.end == End::Refused && again => (Action::SendAgain, "F-6"),
+        (Transaction::None, Request::Read) if again => (Action::SendAgain, "F-5"),
         (Transaction::None, Request::Read) => (Action::Aborted, "F-14"),
         // Nothing was executed, but it cannot be sent again: running it anew is safe for the client.
         (Transaction::None, Request::Write | Request::Commit) if lost.end == End::Refused && !lost.answered => {
@@ -147,26 +143,23 @@ pub fn verdict(lost: &Lost) -> (Action, &'static str) {
         }
         (Transaction::None, Request::Write | Request::Commit) => (Action::Unknown, "F-9"),
         // Whether a commit in flight was made is not for the connection's end to say.
-        (Transaction::Begun | Transaction::Clean | Transaction::Wrote, Request::Commit) if lost.end == End::Refused => {
+        (Transaction::Clean | Transaction::Wrote, Request::Commit) if lost.end == End::Refused => {
             (Action::Aborted, "F-11")
         }
         // A transaction that had failed is rolled back by its COMMIT.
-        (Transaction::Begun | Transaction::Clean | Transaction::Wrote, Request::Commit)
-            if lost.failed && lost.lone && !lost.answered =>
-        {
+        (Transaction::Clean | Transaction::Wrote, Request::Commit) if lost.failed && lost.lone && !lost.answered => {
             (Action::RolledBack, "F-13")
         }
         (Transaction::Wrote, Request::Commit) if lost.numbered && !lost.answered => (Action::Resolve, "F-12"),
         // The commit of a transaction that wrote nothing changes nothing, whatever came of it. But a commit among other
         // statements may have had writes before it in the same request, and LISTEN and its like begin with the commit.
-        (Transaction::Begun | Transaction::Clean, Request::Commit) if lost.lone && !lost.pinned && !lost.answered => {
+        (Transaction::Clean, Request::Commit) if lost.lone && !lost.pinned && !lost.answered => {
             (Action::Committed, "F-12")
         }
-        (Transaction::Begun | Transaction::Clean | Transaction::Wrote, Request::Commit) => (Action::Unknown, "F-12"),
-        (
-            Transaction::Begun | Transaction::Clean,
-            Request::None | Request::NotSent | Request::Read | Request::Write,
-        ) => (Action::Aborted, "F-10"),
+        (Transaction::Clean | Transaction::Wrote, Request::Commit) => (Action::Unknown, "F-12"),
+        (Transaction::Clean, Request::None | Request::NotSent | Request::Read | Request::Write) => {
+            (Action::Aborted, "F-10")
+        }
         (Transaction::Wrote, Request::None | Request::NotSent | Request::Read | Request::Write) => {
             (Action::Aborted, "F-11")
         }
@@ -177,8 +170,7 @@ pub fn verdict(lost: &Lost) -> (Action, &'static str) {
 mod tests {
     use super::*;
 
-    const TRANSACTIONS: [Transaction; 4] =
-        [Transaction::None, Transaction::Begun, Transaction::Clean, Transaction::Wrote];
+    const TRANSACTIONS: [Transaction; 3] = [Transaction::None, Transaction::Clean, Transaction::Wrote];
     const REQUESTS: [Request; 6] =
         [Request::None, Request::NotSent, Request::Read, Request::Write, Request::Commit, Request::Rollback];
     const ENDS: [End; 4] = [End::Silent, End::Terminated, End::Refused, End::CommittedLocally];
@@ -212,7 +204,7 @@ mod tests {
             if action == Action::SendAgain {
                 let harmless = matches!(lost.request, Request::Read | Request::NotSent) || lost.end == End::Refused;
                 assert!(harmless, "{rule}: {lost:?}");
-                assert!(matches!(lost.transaction, Transaction::None | Transaction::Begun), "{rule}: {lost:?}");
+                assert_eq!(lost.transaction, Transaction::None, "{rule}: {lost:?}");
                 assert!(!lost.answered || lost.request == Request::NotSent, "{rule}: {lost:?}");
             }
         }
@@ -225,10 +217,7 @@ mod tests {
                 Action::Unknown => {}
                 Action::Resolve => assert!(lost.numbered && lost.transaction == Transaction::Wrote, "{lost:?}"),
                 Action::RolledBack => assert!(lost.failed && lost.lone, "{lost:?}"),
-                Action::Committed => {
-                    let clean = matches!(lost.transaction, Transaction::Begun | Transaction::Clean);
-                    assert!(lost.lone && clean, "{lost:?}");
-                }
+                Action::Committed => assert!(lost.lone && lost.transaction == Transaction::Clean, "{lost:?}"),
                 other => panic!("{other:?}: {lost:?}"),
             }
         }
@@ -267,14 +256,6 @@ mod tests {
         check(read, (Action::SendAgain, "F-5"));
         check(Lost { retries: RETRIES_MAX, ..read }, (Action::Aborted, "F-14"));
         check(Lost { answered: true, ..read }, (Action::Aborted, "F-14"));
-        let begun = Lost { transaction: Transaction::Begun, ..plain };
-        check(begun, (Action::Silent, "F-1"));
-        check(Lost { request: Request::NotSent, ..begun }, (Action::SendAgain, "F-4"));
-        check(Lost { request: Request::Read, ..begun }, (Action::SendAgain, "F-5"));
-        check(Lost { request: Request::Read, answered: true, ..begun }, (Action::Aborted, "F-10"));
-        check(Lost { request: Request::Write, ..begun }, (Action::Aborted, "F-10"));
-        check(Lost { request: Request::Write, end: End::Refused, ..begun }, (Action::SendAgain, "F-6"));
-        check(Lost { request: Request::Commit, ..begun }, (Action::Committed, "F-12"));
         let write = Lost { request: Request::Write, ..plain };
         check(Lost { end: End::Refused, ..write }, (Action::SendAgain, "F-6"));
         check(Lost { end: End::Terminated, ..write }, (Action::Aborted, "F-7"));

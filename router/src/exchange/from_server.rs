@@ -68,7 +68,6 @@ impl Exchange {
                 self.server_skip -= take;
                 at += take;
             }
-            at += self.look_ahead(&input[at..]);
             let rest = &input[at..];
             let head = match header(rest) {
                 Ok(Some(head)) => head,
@@ -101,45 +100,6 @@ impl Exchange {
                 self.say_elided(client);
             }
         }
-    }
-
-    /// Whether what the server says to the request at hand may be kept from the client, and the request sent again.
-    fn may_take_back(&self) -> bool {
-        let first = self.status == b'I' || self.has_only_begun();
-        self.may_retry && !self.answered && self.refused.is_none() && first
-    }
-
-    /// What an error says of the request being sent again.
-    fn word_of(&self, body: &[u8], fields: &backend::ErrorFields) -> Option<Refused> {
-        let word = refusal(&fields.sqlstate, &fields.message, routine(body));
-        word.filter(|word| *word == Refused::Conflict || !self.state.may_only_read())
-    }
-
-    /// Looks whether what begins an answer ends in an error for which the request may be sent again, or in the end of the
-    /// connection: a server keeps the first rows of a result until it has 8 kB of them, so they come with the error. None
-    /// of it is shown then. How many bytes are passed over.
-    fn look_ahead(&mut self, input: &[u8]) -> usize {
-        let begins = |tag: u8| matches!(tag, b'1' | b'2' | b't' | b'n' | b'T' | b'D');
-        if !self.may_take_back() || !input.first().is_some_and(|tag| begins(*tag)) || self.injected_only() {
-            return 0;
-        }
-        let mut at = 0;
-        while let Ok(Some(head)) = header(&input[at..]) {
-            let Some(body) = input.get(at + HEADER_BYTES..at + head.total()) else { return 0 };
-            if head.tag == b'E' {
-                let fields = backend::error_fields(body);
-                if fields.severity == "FATAL" || fields.severity == "PANIC" {
-                    return at;
-                }
-                self.refused = self.word_of(body, &fields);
-                return 0;
-            }
-            if !begins(head.tag) {
-                return 0;
-            }
-            at += head.total();
-        }
-        0
     }
 
     /// Whether nothing is due that the server would answer.
@@ -217,7 +177,7 @@ impl Exchange {
     /// Takes one answer; whether the client is to see it.
     fn answer(&mut self, head: Header, body: &[u8], client: &mut Out) -> Result<bool, Desync> {
         let front = self.ring.front().copied();
-        let swallowed = matches!(front, Some(Expect::Injected | Expect::Begin | Expect::Xid { .. }));
+        let swallowed = matches!(front, Some(Expect::Injected | Expect::Xid { .. }));
         match head.tag {
             b'D' | b'd' | b'T' | b't' | b'V' | b'C' | b'I' | b's' | b'n' | b'1' | b'2' | b'3' | b'c' => {
                 self.in_order(head.tag, body, front)
@@ -281,7 +241,7 @@ impl Exchange {
                 (true, true)
             }
             (Expect::Query { .. }, b'D' | b'd' | b'T' | b'C' | b'I' | b'c') => (false, true),
-            (Expect::Injected, b'D' | b'T' | b'C' | b'I') | (Expect::Begin, b'C') => (false, false),
+            (Expect::Injected, b'D' | b'T' | b'C' | b'I') => (false, false),
             (Expect::Xid { .. }, b'1' | b'2' | b'D' | b'C' | b'3') => {
                 self.hear_xid(tag, body);
                 (false, false)
@@ -315,23 +275,14 @@ impl Exchange {
                 true
             }
             Some(Expect::Query { effects: false } | Expect::Function | Expect::Sync) => true,
-            Some(Expect::Begin) => {
-                self.has_begun();
-                false
-            }
             Some(Expect::Injected | Expect::Xid { .. }) => false,
             other => return Err(Desync(format!("ReadyForQuery came where {other:?} was due"))),
         };
         self.ring.pop_front();
-        if !self.begins_later() {
-            self.status = status;
-        }
+        self.status = status;
         self.xid_ready(matches!(front, Some(Expect::Xid { .. })));
         self.copy_in = false;
         if show {
-            if self.refused.is_none() {
-                self.forget_begin();
-            }
             self.wait_cancelled = false;
             self.state.ready(status);
             self.transaction_wrote = status != b'I' && (self.transaction_wrote || self.request_writes);
@@ -351,9 +302,12 @@ impl Exchange {
             return Ok(false);
         }
         match self.ring.front() {
-            Some(Expect::Injected | Expect::Begin | Expect::Xid { .. }) => {}
+            Some(Expect::Injected | Expect::Xid { .. }) => {}
             // Only the first word of an answer can still be taken back.
-            Some(_) if self.may_take_back() => self.refused = self.word_of(body, &fields),
+            Some(_) if self.may_retry && !self.answered && self.refused.is_none() && self.status == b'I' => {
+                let word = refusal(&fields.sqlstate, &fields.message, routine(body));
+                self.refused = word.filter(|word| *word == Refused::Conflict || !self.state.reads_by_own_will());
+            }
             Some(_) | None => {}
         }
         let silent = |due: &&Expect| matches!(due, Expect::Elided | Expect::CloseElided | Expect::CopyEnd);
@@ -379,10 +333,6 @@ impl Exchange {
         match front {
             Some(Expect::Injected) => {
                 self.injected_error.get_or_insert_with(|| body.to_vec());
-                return Ok(false);
-            }
-            Some(Expect::Begin) => {
-                self.begin_refused(body);
                 return Ok(false);
             }
             Some(Expect::Xid { parsing }) => {

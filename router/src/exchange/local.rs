@@ -61,21 +61,18 @@ impl Exchange {
 
     /// The session's transaction is gone with its server; the client must end it.
     pub fn orphan(&mut self) {
-        self.gives_up_begin();
         self.local = Local::Orphan;
         self.status = b'E';
     }
 
     /// The same, where the client does not know yet.
     pub fn orphan_untold(&mut self) {
-        self.gives_up_begin();
         self.local = Local::OrphanUntold;
         self.status = b'E';
     }
 
     /// The same, where the client was not told yet that its segment failed; what is left of that is passed over.
     pub fn orphan_to_sync(&mut self) {
-        self.gives_up_begin();
         self.local = Local::OrphanToSync;
         self.status = b'E';
     }

@@ -52,19 +52,6 @@ impl Wire {
         Ok(())
     }
 
-    /// A simple query of a client that has no server: what it is answered, if no server is needed for that.
-    fn alone(&mut self, sql: &str) -> Option<String> {
-        let catalog = Catalog::cold();
-        let memo = RefCell::new(Memo::new(routing::fingerprint::Key::new(1, 2)));
-        let judge = Judge { catalog: &catalog, generation: 1, lexing: Lexing::default(), memo: &memo };
-        let (mut said, mut out, mut answer) = (Vec::new(), Out::default(), Vec::new());
-        build::query(&mut said, sql);
-        let answered = self.exchange.answer_without_server(&said, &judge, &mut out);
-        out.copy_rest(&[], 0, &mut answer);
-        assert_eq!(answered, !answer.is_empty());
-        answered.then(|| tags(&answer) + &String::from_utf8_lossy(&answer[answer.len() - 1..]))
-    }
-
     fn server_says(&mut self, bytes: &[u8], sizes: &[usize]) -> Result<(), Desync> {
         let mut kept = Vec::new();
         for piece in pieces(bytes, sizes) {
@@ -234,101 +221,6 @@ fn an_error_is_not_told_where_nobody_listens() {
     build::query(&mut client, "COMMIT");
     wire.client_says(&client, &[]).expect("well formed");
     assert!(!wire.exchange.only_closes(), "whoever commits wants to know");
-}
-
-#[test]
-fn a_begin_by_itself_needs_no_server_and_outlives_one() {
-    let mut wire = Wire::new();
-    for sql in ["SELECT 1", "COMMIT", "BEGIN; SELECT 1", "BEGIN ISOLATION LEVEL SERIALIZABLE", "beginning", "ROLLBACK"]
-    {
-        assert_eq!(wire.alone(sql), None, "{sql}");
-    }
-    assert_eq!(wire.alone("BEGIN").as_deref(), Some("CZT"));
-    assert!(wire.exchange.begins_later() && !wire.exchange.at_rest() && wire.exchange.takes_settings());
-    for sql in ["BEGIN", "SELECT 1", "COMMIT AND CHAIN", "ROLLBACK TO s"] {
-        assert_eq!(wire.alone(sql), None, "{sql}");
-    }
-    assert_eq!(wire.alone("end").as_deref(), Some("CZI"));
-    assert!(wire.exchange.at_rest() && !wire.exchange.begins_later());
-
-    // A server that is lost before it has answered takes nothing with it.
-    assert_eq!(wire.alone("start transaction").as_deref(), Some("CZT"));
-    assert!(wire.exchange.begin_now().is_some_and(|message| message.ends_with(b"start transaction\0")));
-    assert!(wire.exchange.injected_only() && wire.exchange.begin_now().is_none(), "it is under way");
-    assert_eq!((wire.exchange.unanswered(), wire.exchange.transaction()), (Request::None, Transaction::None));
-    wire.exchange.server_lost(&mut wire.client);
-    assert_eq!((wire.exchange.status(), wire.exchange.begins_later()), (b'T', true));
-
-    assert!(wire.exchange.begin_now().is_some());
-    let mut server = Vec::new();
-    build::command_complete(&mut server, "START TRANSACTION");
-    build::ready(&mut server, b'T');
-    wire.server_says(&server, &[]).expect("in step");
-    assert!(wire.to_client.is_empty(), "the client was told");
-    assert_eq!((wire.exchange.begins_later(), wire.exchange.status()), (false, b'T'));
-    // Nor one that is lost before it has answered anything else.
-    assert_eq!(wire.exchange.transaction(), Transaction::Begun);
-    wire.exchange.begin_again();
-    wire.exchange.server_lost(&mut wire.client);
-    assert_eq!((wire.exchange.status(), wire.exchange.begins_later()), (b'T', true));
-    assert!(wire.exchange.begin_now().is_some());
-    wire.server_says(&server, &[]).expect("in step");
-    let mut said = Vec::new();
-    build::query(&mut said, "SELECT 1");
-    wire.client_says(&said, &[]).expect("well formed");
-    let mut server = Vec::new();
-    build::command_complete(&mut server, "SELECT 1");
-    build::ready(&mut server, b'T');
-    wire.server_says(&server, &[]).expect("in step");
-    assert_eq!(wire.exchange.transaction(), Transaction::Wrote, "for all that a cold catalogue knows");
-    wire.exchange.begin_again();
-    wire.exchange.server_lost(&mut wire.client);
-    assert_eq!((wire.exchange.status(), wire.exchange.begins_later()), (b'I', false));
-}
-
-/// The first rows of a result come with the error that ends it.
-#[test]
-fn of_an_answer_that_ends_in_a_conflict_nothing_is_shown() {
-    let conflict = "canceling statement due to conflict with recovery";
-    for (sqlstate, message, severity, shown) in [
-        ("40001", conflict, "ERROR", ""),
-        ("57P01", "terminating connection", "FATAL", ""),
-        ("22012", "division by zero", "ERROR", "TDE"),
-    ] {
-        let mut wire = Wire::new();
-        let mut said = Vec::new();
-        build::query(&mut said, "SELECT 1");
-        wire.exchange.set_may_retry(true);
-        wire.client_says(&said, &[]).expect("well formed");
-        let mut server = Vec::new();
-        build::row_description(&mut server, &[("c", build::ColumnType::Text)]);
-        build::data_row(&mut server, &[Some("1".into())]);
-        build::error(&mut server, &build::Complaint { severity, sqlstate, message, detail: "", hint: "" });
-        wire.server_says(&server, &[]).expect("in step");
-        assert_eq!(tags(&wire.to_client), shown, "{message}");
-        assert_eq!(wire.exchange.answered(), !shown.is_empty(), "{message}");
-        assert_eq!(wire.exchange.take_fatal().is_some(), severity == "FATAL");
-    }
-}
-
-/// It can be cancelled, as anything can.
-#[test]
-fn a_begin_that_a_server_refuses_is_told_later() {
-    let mut wire = Wire::new();
-    assert_eq!(wire.alone("BEGIN").as_deref(), Some("CZT"));
-    assert!(wire.exchange.begin_now().is_some());
-    let mut server = Vec::new();
-    let complaint = build::Complaint { severity: "ERROR", sqlstate: "57014", message: "no", detail: "", hint: "" };
-    build::error(&mut server, &complaint);
-    build::ready(&mut server, b'I');
-    wire.server_says(&server, &[]).expect("in step");
-    assert!(wire.to_client.is_empty());
-    let refusal = wire.exchange.take_begin_refusal().expect("a word");
-    assert_eq!(tags(&refusal), "E");
-    wire.exchange.server_lost(&mut wire.client);
-    wire.exchange.orphan_untold();
-    assert_eq!(wire.exchange.status(), b'E');
-    assert_eq!(wire.exchange.state().for_routing().standing, routing::Standing::Idle, "nothing of it is left");
 }
 
 proptest! {

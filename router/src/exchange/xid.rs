@@ -32,13 +32,6 @@ pub(super) struct Xid {
     parsed: bool,
 }
 
-impl Xid {
-    /// A transaction begins, as of what is sent.
-    pub(super) fn begins(&mut self) {
-        self.open = true;
-    }
-}
-
 impl Exchange {
     /// The number of the transaction, where it is known.
     pub fn xid(&self) -> Option<u64> {

@@ -37,9 +37,7 @@ impl Session {
         let transaction = self.exchange.transaction();
         // A COMMIT in a transaction is not sent again, so what was answered before it does not matter.
         let answered = match (transaction, request) {
-            (Transaction::Begun | Transaction::Clean | Transaction::Wrote, Request::Commit) => {
-                self.exchange.partly_answered()
-            }
+            (Transaction::Clean | Transaction::Wrote, Request::Commit) => self.exchange.partly_answered(),
             _ => self.exchange.answered(),
         };
         let lost = Lost {
@@ -66,9 +64,6 @@ impl Session {
         self.missed |= moves;
         if listened && !moves {
             self.exchange.state_mut().forget_channels();
-        }
-        if matches!(action, Action::Silent | Action::SendAgain) {
-            self.exchange.begin_again();
         }
         match action {
             Action::Silent => self.exchange.server_lost(&mut self.statements),
@@ -103,16 +98,6 @@ impl Session {
             }
         }
         After::Kept
-    }
-
-    /// The server refused to begin the transaction that the client takes to be begun; `error` is the whole message.
-    pub(super) fn not_begun(&mut self, error: Vec<u8>) {
-        self.server = None;
-        self.replica = None;
-        *self.entry.running.borrow_mut() = None;
-        self.exchange.server_lost(&mut self.statements);
-        self.refusal = error;
-        self.exchange.orphan_untold();
     }
 
     /// Finds out what became of a COMMIT, and tells the client. `false`: the client left.
@@ -187,7 +172,6 @@ impl Session {
     pub(super) fn send_again(&mut self) {
         self.retries += 1;
         self.server = None;
-        self.exchange.begin_again();
         *self.entry.running.borrow_mut() = None;
         self.exchange.server_lost(&mut self.statements);
         self.take_back();

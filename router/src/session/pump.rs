@@ -2,9 +2,7 @@
 
 use super::target::first_request;
 use super::{Only, Session, Turn, lexing};
-use crate::config::PoolMode;
 use crate::exchange::{Answered, Context as Reading, LocalContext, Refused, Stop};
-use crate::out::Out;
 use crate::stats::Stage;
 use crate::worker::Scratch;
 use std::sync::Arc;
@@ -87,12 +85,6 @@ impl Session {
     /// Takes in what the answers told beside their contents.
     fn after_answers(&mut self) -> Result<(), Turn> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
-        if self.exchange.quiet()
-            && let Some(error) = self.exchange.take_begin_refusal()
-        {
-            self.not_begun(error);
-            return Ok(());
-        }
         if let Some(error) = self.exchange.take_injected_error() {
             let said = backend::error_fields(&error);
             return Err(Turn::Unsettled(format!("{} ({})", said.message, said.sqlstate)));
@@ -184,13 +176,8 @@ impl Session {
         to_client.clear();
         let (began, mut judged) = (Instant::now(), None);
         self.clock = began;
-        if self.server.is_none() {
-            if self.answered_alone(input, context, to_client)? {
-                return Ok(true);
-            }
-            if !self.take_server(input, &mut judged)? {
-                return Ok(true);
-            }
+        if self.server.is_none() && !self.take_server(input, &mut judged)? {
+            return Ok(true);
         }
         let all = input;
         if self.replica.is_some() && self.exchange.mid_segment() {
@@ -212,19 +199,14 @@ impl Session {
         }
         self.unread = input.len() < all.len();
         if let Some(sql) = self.settings_to_make() {
-            to_server.add(|own| build::query(own, &sql));
-            self.exchange.inject();
-        }
-        if let Some(begin) = self.exchange.begin_now() {
-            to_server.add(|own| own.extend_from_slice(begin));
-        }
-        if !to_server.is_empty() {
             self.inbox.extend_from_slice(all);
             self.unread = true;
             let Some(server) = self.server.as_mut() else { return Ok(true) };
             // A simple query destroys the unnamed statement.
             server.statements.forget_unnamed();
             self.statements.unnamed_loaded = false;
+            to_server.add(|own| build::query(own, &sql));
+            self.exchange.inject();
             let sent = server.stream.send(context, to_server, &[], &mut server.outbox);
             sent.map_err(|error| Turn::ServerLost(error.to_string()))?;
             return Ok(true);
@@ -263,27 +245,11 @@ impl Session {
         }
     }
 
-    /// Answers the client where no server is needed for that; whether it did.
-    fn answered_alone(&mut self, input: &[u8], context: &mut Context<'_>, to_client: &mut Out) -> Result<bool, Turn> {
-        if self.mode == PoolMode::Session {
-            return Ok(false);
-        }
-        let known = self.catalog.clone();
-        let catalog = known.get();
-        let judge = known.judge(&catalog, self.lexing);
-        let answered = self.exchange.answer_without_server(input, &judge, to_client);
-        if answered {
-            self.unread = false;
-            self.client.send(context, to_client, &[], &mut self.outbox).map_err(|_| Turn::End)?;
-        }
-        Ok(answered)
-    }
-
     /// What gives the server the client's settings, where they differ. The server counts as having them from now on; if
     /// it refuses, the client is not served (`after_answers`).
     fn settings_to_make(&mut self) -> Option<String> {
         let server = self.server.as_mut()?;
-        if !self.exchange.takes_settings() {
+        if !self.exchange.at_rest() {
             return None;
         }
         self.settled = true;
@@ -313,9 +279,7 @@ impl Session {
         if !self.keeping {
             return;
         }
-        // Within a transaction only what it begins with can be.
-        let within = self.exchange.status() != b'I' && !self.exchange.has_only_begun();
-        if within || self.kept.len() + bytes.len() > KEPT_BYTES_MAX {
+        if self.exchange.status() != b'I' || self.kept.len() + bytes.len() > KEPT_BYTES_MAX {
             self.keeping = false;
             self.kept.clear();
         } else {

@@ -28,32 +28,22 @@ impl Session {
             }
             Ok(Some(_)) => {}
         }
-        // A transaction goes where its BEGIN leads.
-        let begin = self.exchange.begin_message().map(<[u8]>::to_vec);
-        let target = match (self.pause_until, &begin) {
-            (Some(_), _) => None,
-            (None, Some(begin)) => {
-                let target = self.read_target(begin, &mut None);
-                // It is no part of what the client sends now.
-                self.limit = None;
-                Some(target)
-            }
-            (None, None) => Some(self.read_target(input, judged)),
-        };
-        let free = match target {
-            None => None,
-            Some(ReadTarget::Primary) => self.take_primary(),
-            Some(ReadTarget::Replica(choice)) => self.take_replica(choice),
-            Some(ReadTarget::Wait) => {
-                self.inbox.extend_from_slice(input);
-                self.unread = true;
-                return Err(Turn::CatchUp);
-            }
-            Some(ReadTarget::Position(ack)) => {
-                self.inbox.extend_from_slice(input);
-                self.unread = true;
-                return Err(Turn::Position(ack));
-            }
+        let free = match self.pause_until {
+            Some(_) => None,
+            None => match self.read_target(input, judged) {
+                ReadTarget::Primary => self.take_primary(),
+                ReadTarget::Replica(choice) => self.take_replica(choice),
+                ReadTarget::Wait => {
+                    self.inbox.extend_from_slice(input);
+                    self.unread = true;
+                    return Err(Turn::CatchUp);
+                }
+                ReadTarget::Position(ack) => {
+                    self.inbox.extend_from_slice(input);
+                    self.unread = true;
+                    return Err(Turn::Position(ack));
+                }
+            },
         };
         match free {
             Some(server) => {

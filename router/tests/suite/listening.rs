@@ -88,8 +88,8 @@ async fn many_clients_listen_by_one_connection_and_each_hears_its_own_channels()
         server.sql(busy) != "0"
     });
     let (a, b) = (front.client().await, front.client().await);
-    a.batch_execute("BEGIN; SELECT 1").await.expect("begun");
-    b.batch_execute("BEGIN; SELECT 1").await.expect("there are two connections for two clients");
+    a.batch_execute("BEGIN").await.expect("begun");
+    b.batch_execute("BEGIN").await.expect("there are two connections for two clients");
 }
 
 /// While it is notified all the time, clients begin to listen, and begin again: each hears every number from the first one

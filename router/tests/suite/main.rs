@@ -1,6 +1,5 @@
 //! The router before real servers.
 
-mod beginning;
 mod commits;
 mod console;
 mod differential;

@@ -13,7 +13,7 @@ async fn many_clients_share_one_server_and_keep_it_within_a_transaction() {
     let pid = one(&a, PID).await;
     assert_eq!(one(&b, PID).await, pid, "there is only one");
 
-    a.batch_execute("BEGIN; SELECT 1").await.expect("begun");
+    a.batch_execute("BEGIN").await.expect("begun");
     let waits = tokio::time::timeout(Duration::from_millis(300), one(&b, "SELECT 1")).await;
     assert!(waits.is_err(), "the server is in a's transaction");
     assert_eq!(one(&a, PID).await, pid);
@@ -33,7 +33,7 @@ async fn prepared_statements_follow_their_client() {
         // Someone else holds one of the two servers in turn, so that both clients meet both.
         let holder = front.client().await;
         if round % 2 == 0 {
-            holder.batch_execute("BEGIN; SELECT 1").await.expect("begun");
+            holder.batch_execute("BEGIN").await.expect("begun");
         }
         for (client, statement, expected) in [(&a, &plus, round + 1), (&b, &minus, round - 1)] {
             let row = client.query_one(statement, &[&round]).await.expect("executed");
@@ -101,7 +101,7 @@ async fn who_waits_too_long_is_told_and_keeps_the_connection() {
     let front =
         Front::start(server.topology(1), router::Config { wait_max: Duration::from_millis(200), ..config(1) }).await;
     let (a, b) = (front.client().await, front.client().await);
-    a.batch_execute("BEGIN; SELECT 1").await.expect("begun");
+    a.batch_execute("BEGIN").await.expect("begun");
     let refused = try_one(&b, "SELECT 1").await.expect_err("no server is free");
     assert_eq!(sqlstate(&refused), "53300");
     let refused = b.query("SELECT $1::int", &[&1]).await.expect_err("nor by the extended protocol");

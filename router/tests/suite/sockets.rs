@@ -171,7 +171,7 @@ async fn clients_of_this_machine_may_come_by_a_socket() {
     assert_eq!(sqlstate(&cancelled.expect_err("cancelled")), "57014");
 
     // Who gives up waiting gives up its place.
-    client.batch_execute("BEGIN; SELECT 1").await.expect("begun");
+    client.batch_execute("BEGIN").await.expect("begun");
     let mut psql = command("psql");
     psql.arg("-XAtqh").arg(room.path()).args(["-p", &front.port.to_string(), "-U", "postgres", "-c", "SELECT 1"]);
     let mut waits = psql.spawn().expect("psql starts");
